@@ -1,0 +1,46 @@
+# Every target works in a fresh clone, without an earlier step.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help demo test bench setup lint packages clean
+
+help:
+	@echo "make demo    set up, then a tour: three nodes share processors, memory and files"
+	@echo "make test    set up, then every check and test"
+	@echo "make bench   set up, then the benchmarks against their peers"
+	@echo "make setup   a virtual environment in $(VENV) with VIRGO in it"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "VIRGO needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "VIRGO needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "hint: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[arrays]' --group dev
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/virgo demo
+
+# The tests drive real peers; a missing one is an error where CI=true, and installed where we are root.
+packages:
+	@sh scripts/packages.sh redis-server redis-tools telnet gcc iproute2
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: setup packages lint
+	$(BIN)/python -m pytest
+
+bench: setup
+	@sh scripts/packages.sh redis-server redis-tools memcached
+	sh benchmarks/run.sh
+
+clean:
+	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,10 @@
+"""The entries by name. A new one is a file of its own with an `ENTRY`, and a line here."""
+
+from __future__ import annotations
+
+from benchmarks import array, clone, memory, wire
+from benchmarks.harness import Entry
+
+ENTRIES: dict[str, Entry] = {
+    entry.name: entry for entry in (wire.ENTRY, memory.ENTRY, clone.ENTRY, array.ENTRY)
+}

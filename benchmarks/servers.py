@@ -1,0 +1,153 @@
+"""Servers for one measurement: redis-server, memcached, and a cloud of ours. Loopback, ports of their own.
+
+Each is stopped by its process or its record, never by name, and keeps its files in a temporary directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness import Need
+
+REDIS = Need("program", "redis-server", "Debian package redis-server")
+REDIS_BENCHMARK = Need("program", "redis-benchmark", "Debian package redis-tools")
+MEMCACHED = Need("program", "memcached", "Debian package memcached")
+WORKERS = 2  # of every contender that runs calls
+_START_S = 10.0
+_STOP_S = 10.0
+
+
+def module(name: str) -> Need:
+    """A peer from PyPI."""
+    return Need("module", name, f"`sh benchmarks/run.sh` installs it (benchmarks/requirements.txt: {name})")
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[int]:
+    """A fresh redis-server without persistence; gives its port."""
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
+        port = free_port()
+        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", directory]
+        command += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
+        with _running(command, port):
+            yield port
+
+
+@contextlib.contextmanager
+def memcached() -> Iterator[int]:
+    """A fresh memcached with 256 MB; gives its port."""
+    port = free_port()
+    command = ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-m", "256"]
+    if os.geteuid() == 0:
+        command += ["-u", "root"]  # it does not run as root unless told so
+    with _running(command, port):
+        yield port
+
+
+@contextlib.contextmanager
+def _running(command: list[str], port: int) -> Iterator[None]:
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        _await_port(process, port)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + _START_S
+    while True:
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args!r} ended at its start with status {process.returncode}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{process.args!r} does not listen after {_START_S:g} s")
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class Virgo:
+    """A cloud of one node.
+
+    Attributes:
+        home: its VIRGO_HOME.
+        memory_port: TCP port of its memory module.
+        token: for TCP.
+    """
+
+    home: Path
+    memory_port: int
+    token: str
+
+
+@contextlib.contextmanager
+def virgo_cloud() -> Iterator[Virgo]:
+    """A cloud of one node in a VIRGO_HOME of its own, as `virgo up --nodes 1 --detach` starts it.
+
+    It is told that this process owns it, so it ends even if this process is killed.
+    """
+    from virgo.errors import NotRunning
+    from virgo.kernel.process import ProcessMark
+    from virgo.members import PORTS
+    from virgo.node import control
+    from virgo.node.supervisor import UpOptions
+
+    with tempfile.TemporaryDirectory(prefix="home-") as directory:
+        home, offset = Path(directory), _free_offset()
+        options = UpOptions(
+            nodes=["n1"],
+            owner=ProcessMark.of(os.getpid()).to_json(),
+            environment={
+                "VIRGO_NODE_PORT_OFFSET": str(offset),
+                "VIRGO_NODE_BIND": "127.0.0.1",
+                "VIRGO_CPU_WORKERS": str(WORKERS),
+            },
+        )
+        try:
+            control.start_detached(home, options)
+            token = (home / "token").read_text().strip()
+            yield Virgo(home, PORTS["memory"] + offset, token)
+        finally:
+            with contextlib.suppress(NotRunning):
+                control.stop(home)
+
+
+def _free_offset() -> int:
+    """A port offset at which a node finds its six ports free."""
+    from virgo.members import PORTS
+
+    for offset in random.sample(range(600, 1500), 100):
+        if all(_free(port + offset) for port in PORTS.values()):
+            return offset
+    raise RuntimeError("no port offset with six free ports was found")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False

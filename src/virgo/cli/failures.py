@@ -1,0 +1,102 @@
+"""Every way in which a command can fail, as one line, a hint and an exit status; never a traceback.
+
+| what happened | status |
+| --- | --- |
+| a `VirgoError`, or the machine refused (a file that is not there) | 1 |
+| the command line is wrong | 2 |
+| Ctrl-C | 130 |
+| whoever read our output has gone, as `| head` does | 141 |
+
+`VIRGO_DEBUG=1` adds the traceback. With `--json` the failure is also an object on standard output.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import typer
+
+from virgo.cli import render
+from virgo.errors import CallFailed, VirgoError
+
+FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What to tell, and how to exit."""
+
+    code: str
+    message: str
+    hint: str = ""
+    status: int = FAILED
+
+
+def guarded(run: Callable[[], None], *, as_json: bool) -> int:
+    """Run a command; returns its exit status and has told what went wrong."""
+    try:
+        run()
+        sys.stdout.flush()
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is left in the buffer has no reader: the interpreter must not try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:  # noqa: BLE001 - the last place that can turn a failure into words
+        if os.environ.get("VIRGO_DEBUG"):
+            traceback.print_exc()
+            if isinstance(error, CallFailed) and error.remote_traceback:
+                sys.stderr.write(error.remote_traceback)
+        failure = describe(error)
+        tell(failure, as_json=as_json)
+        return failure.status
+    return 0
+
+
+def describe(error: Exception) -> Failure:
+    """The failure that an exception stands for."""
+    if isinstance(error, VirgoError):
+        return Failure(error.code, error.message or type(error).__name__, error.hint)
+    usage = _usage(error)
+    if usage is not None:
+        return usage
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return Failure("OS", f"{where}{error.strerror}")
+    return Failure(
+        "FAULT",
+        f"{type(error).__name__}: {error}",
+        "This is a defect of virgo; VIRGO_DEBUG=1 shows the traceback for a report.",
+    )
+
+
+def _usage(error: Exception) -> Failure | None:
+    """A fault of the command line. Its class is not public in every version of typer, its shape is."""
+    message = getattr(error, "format_message", None)
+    if message is None or getattr(error, "exit_code", None) != USAGE:
+        return None
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "virgo"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{message()}\n\n")
+        return Failure("USAGE", f"`{path}` needs a command", "See above.", USAGE)
+    return Failure("USAGE", message(), f"`{path} --help` shows the usage.", USAGE)
+
+
+def tell(failure: Failure, *, as_json: bool) -> None:
+    """Say it on standard error, and as JSON where that was asked for."""
+    if as_json:
+        shown = {"code": failure.code, "message": failure.message, "hint": failure.hint}
+        render.print_json({"error": shown})
+    sys.stdout.flush()
+    sys.stderr.write(f"virgo: {render.one_line(failure.message)}\n")
+    if failure.hint:
+        sys.stderr.write(f"hint: {render.one_line(failure.hint)}\n")
+    sys.stderr.flush()

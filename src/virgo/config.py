@@ -1,0 +1,220 @@
+"""Configuration: defaults, then TOML files, then environment variables.
+
+Files: `/etc/virgo/virgo.toml`, then `$VIRGO_HOME/virgo.toml`, or only the one that `VIRGO_CONFIG` names.
+Environment: `VIRGO_<SECTION>_<KEY>`, for example `VIRGO_MEMORY_CAPACITY_BYTES=1073741824`; lists and
+tables as JSON. An unknown key is an error, so that a typing mistake is not a silent default.
+
+The reference system's one-line files of comma-separated addresses are read too: `virgo_cloud.conf`
+(machines to join) and `virgo_client.conf` (machines that `virgo.connect()` tries), in `$VIRGO_HOME` or
+`/etc`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from virgo.errors import BadConfig
+from virgo.limits import GiB
+
+
+class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The node itself.
+
+    Attributes:
+        bind: host at which the ports listen; beyond loopback it needs TLS. "" for no ports at all.
+        advertise: host under which other machines reach it, if it is not `bind`.
+        port_offset: added to every port.
+        join: `HOST[:PORT]` of nodes of a cloud to join; PORT is that of their memory port.
+    """
+
+    bind: str = "127.0.0.1"
+    advertise: str = ""
+    port_offset: int = 0
+    join: list[str] = []
+    log_level: str = "info"
+
+
+class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The memory pool. `capacity_bytes` 0 means half of the machine's memory, shared by its nodes."""
+
+    capacity_bytes: int = 0
+
+
+class CpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The processor pool.
+
+    Attributes:
+        workers: worker processes of a node; 0 means one per processor, shared by the machine's nodes.
+        imports: modules whose @virgo.export functions the node offers.
+        programs: allowlist: name to command, e.g. `wc = ["/usr/bin/wc"]`; callers add arguments.
+        program_time_s: time limit of a program.
+    """
+
+    workers: int = 0
+    imports: list[str] = []
+    programs: dict[str, list[str]] = {}
+    program_time_s: float = 300.0
+
+
+class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Paths that begin with `prefix` live on `node`."""
+
+    prefix: str
+    node: str
+
+
+class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Files. `exports`: name to directory, shown as `/NODE/NAME/...`; `read_only`: names among them."""
+
+    exports: dict[str, str] = {}
+    read_only: list[str] = []
+    placement: list[Placement] = []
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The engine.
+
+    Attributes:
+        url: a NATS server or cluster to use (`nats://host:4222`, `tls://...`); "" for the embedded one.
+        credentials: NATS credentials file for `url`.
+        monitor: URL of the monitoring port of that NATS (`http://127.0.0.1:8222`), where its settings are
+            looked at; without it the engine counts as unsafe, for a client cannot see when it syncs.
+        server: path of a nats-server to run instead of the packaged one.
+        port: port of the embedded server; 0 picks a free one and keeps it.
+        cluster: hosts of a cluster of three or five embedded servers, this machine's among them.
+        unsafe: accept settings that can lose acknowledged data.
+    """
+
+    url: str = ""
+    credentials: str = ""
+    monitor: str = ""
+    server: str = ""
+    port: int = 0
+    cluster: list[str] = []
+    unsafe: bool = False
+
+
+class SecurityConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may do what.
+
+    Attributes:
+        roles: identity to roles: `"uid:1001" = ["read"]`, `"cert:alice" = ["read", "exec"]`,
+            `"token:ci" = ["write"]`. The owner of VIRGO_HOME, root and the main token are admin.
+        certificate, key, authority: PEM files for TLS; default `$VIRGO_HOME/tls/{node.crt,node.key,ca.crt}`.
+    """
+
+    roles: dict[str, list[str]] = {}
+    certificate: str = ""
+    key: str = ""
+    authority: str = ""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration; `home` is VIRGO_HOME."""
+
+    home: Path = Path()
+    node: NodeConfig = NodeConfig()
+    memory: MemoryConfig = MemoryConfig()
+    cpu: CpuConfig = CpuConfig()
+    files: FilesConfig = FilesConfig()
+    engine: EngineConfig = EngineConfig()
+    security: SecurityConfig = SecurityConfig()
+
+
+SECTIONS = ("node", "memory", "cpu", "files", "engine", "security")
+MEMORY_CAPACITY_BYTES_MIN = 16 * 1024 * 1024
+MEMORY_CAPACITY_BYTES_MAX = 1024 * GiB
+
+
+def home(environment: Mapping[str, str] | None = None) -> Path:
+    """VIRGO_HOME, by default `~/.virgo`."""
+    environment = os.environ if environment is None else environment
+    return Path(environment.get("VIRGO_HOME") or Path.home() / ".virgo").expanduser().absolute()
+
+
+def load(environment: Mapping[str, str] | None = None) -> Config:
+    """The configuration that files and environment give.
+
+    Raises:
+        BadConfig: a file is unreadable, or a key or value is wrong; the message names it.
+    """
+    environment = os.environ if environment is None else environment
+    root = home(environment)
+    named = environment.get("VIRGO_CONFIG")
+    paths = [Path(named)] if named else [Path("/etc/virgo/virgo.toml"), root / "virgo.toml"]
+    merged: dict[str, Any] = {}
+    for path in paths:
+        if named or path.exists():
+            _merge(merged, _read_toml(path))
+    if "home" in merged:
+        raise BadConfig("`home` cannot be set in a file", hint="Set the variable VIRGO_HOME.")
+    _merge(merged, _from_environment(environment))
+    try:
+        return msgspec.structs.replace(msgspec.convert(merged, Config), home=root)
+    except msgspec.ValidationError as error:
+        sources = ", ".join(str(path) for path in paths if path.exists()) or "the environment"
+        raise BadConfig(f"configuration from {sources}: {error}", hint="See docs/configuration.md.") from None
+
+
+def reference_addresses(name: str, root: Path) -> list[str]:
+    """Addresses in the reference's one-line file `name` (`virgo_cloud.conf`, `virgo_client.conf`)."""
+    for path in (root / name, Path("/etc") / name):
+        if path.exists():
+            words = path.read_text(encoding="utf-8", errors="replace").replace("\n", ",").split(",")
+            return [word.strip() for word in words if word.strip()]
+    return []
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadConfig(f"{path}: {error}", hint="Mend the file, or remove it for the defaults.") from None
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for section, values in other.items():
+        if isinstance(values, dict) and isinstance(into.get(section), dict):
+            into[section].update(values)
+        else:
+            into[section] = values
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    known: set[str] = set()
+    for section in SECTIONS:
+        kind = Config.__annotations__[section]
+        fields = {field.name: field.type for field in msgspec.structs.fields(globals()[kind])}
+        for key, field_type in fields.items():
+            variable = f"VIRGO_{section}_{key}".upper()
+            known.add(variable)
+            if variable in environment:
+                found.setdefault(section, {})[key] = _convert(variable, environment[variable], field_type)
+    prefixes = tuple(f"VIRGO_{section}_".upper() for section in SECTIONS)
+    for variable in environment:
+        if variable.startswith(prefixes) and variable not in known:
+            raise BadConfig(
+                f"environment variable {variable}: there is no such setting",
+                hint="See docs/configuration.md.",
+            )
+    return found
+
+
+def _convert(variable: str, value: str, kind: Any) -> Any:
+    try:
+        if kind is str:
+            return value
+        if kind in (bool, int, float):
+            return msgspec.convert(value.lower() if kind is bool else value, kind, strict=False)
+        return msgspec.json.decode(value.encode(), type=kind)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise BadConfig(
+            f"environment variable {variable}: {error}", hint="Lists and tables are JSON."
+        ) from None

@@ -1,0 +1,201 @@
+"""Which worker of a node runs which call: decisions only. No I/O, no clock.
+
+The ledger knows calls and workers by number, and answers each event with the effects to bring about. A call
+that waits for a call of its own lends its worker's place, so that a clone that clones cannot hold the last
+place while it waits for it; and calls made by calls go first, the newest before the older, which keeps the
+number of half-done ones small.
+
+Which node runs a call is decided in `placement`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+
+from virgo.errors import Busy
+from virgo.limits import CALLS_WAITING_MAX, WORKERS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Give the call to the worker."""
+
+    call: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Make a worker of that number."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """End an idle worker that is not needed."""
+
+    worker: int
+
+
+Effect = Start | Fork | Retire
+
+
+class Ledger:
+    """Calls and workers of one node.
+
+    Args:
+        target: workers that run at once when no call waits for another.
+    """
+
+    def __init__(self, *, target: int) -> None:
+        self.target = max(1, min(target, WORKERS_MAX))
+        self._waiting: OrderedDict[int, None] = OrderedDict()
+        self._nested: OrderedDict[int, None] = OrderedDict()  # taken newest first
+        self._starting: set[int] = set()
+        self._idle: list[int] = []  # a stack: the last used first, its caches are warm
+        self._running: dict[int, int] = {}  # call by worker
+        self._workers: dict[int, int] = {}  # worker by call
+        self._lent: Counter[int] = Counter()  # calls outstanding of each running call
+        self._extra: set[int] = set()
+        self._last = 0
+
+    def __repr__(self) -> str:
+        return f"<Ledger target={self.target} running={self.running} waiting={self.waiting}>"
+
+    @property
+    def running(self) -> int:
+        """Calls that a worker has."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that no worker has yet."""
+        return len(self._waiting) + len(self._nested)
+
+    @property
+    def workers(self) -> int:
+        """Workers there are, being made included."""
+        return len(self._starting) + len(self._idle) + len(self._running)
+
+    @property
+    def limit(self) -> int:
+        """Workers there may be now."""
+        return min(WORKERS_MAX, self.target + len(self._lent) + len(self._extra))
+
+    @property
+    def room(self) -> int:
+        """Calls that would not have to wait; negative if there are more than that already."""
+        return self.limit - self.running - self.waiting
+
+    def worker_of(self, call: int) -> int | None:
+        """The worker that runs the call, None if it waits or has ended."""
+        return self._workers.get(call)
+
+    def submit(self, call: int, *, nested: bool = False, extra: bool = False) -> list[Effect]:
+        """A call has come.
+
+        Args:
+            call: its number.
+            nested: another call waits for it: it goes first.
+            extra: that one runs elsewhere, and its place cannot be lent: one more worker may be made.
+
+        Raises:
+            Busy: too many wait, or calls that wait for calls hold all workers there can be.
+        """
+        if self.waiting >= CALLS_WAITING_MAX:
+            raise Busy(f"{self.waiting} calls wait for a worker already")
+        if (nested or extra) and self.target + len(self._lent) + len(self._extra) > WORKERS_MAX:
+            raise Busy(
+                f"calls that wait for their own calls hold all {WORKERS_MAX} workers of this node",
+                hint="The recursion is too deep for processes; call the function itself from some depth on.",
+            )
+        if extra:
+            self._extra.add(call)
+        (self._nested if nested or extra else self._waiting)[call] = None
+        return self._go_on()
+
+    def ready(self, worker: int) -> list[Effect]:
+        """A worker that was asked for is there."""
+        if worker in self._starting:
+            self._starting.discard(worker)
+            self._idle.append(worker)
+        return self._go_on()
+
+    def done(self, worker: int) -> list[Effect]:
+        """A worker has ended its call and is free."""
+        self._release(worker)
+        self._idle.append(worker)
+        return self._go_on()
+
+    def gone(self, worker: int) -> list[Effect]:
+        """A worker has ended, or is being ended; what it ran is no longer its."""
+        self._starting.discard(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._release(worker)
+        return self._go_on()
+
+    def withdraw(self, call: int) -> bool:
+        """Take back a call that still waits; False if it does not."""
+        self._extra.discard(call)
+        for place in (self._waiting, self._nested):
+            if call in place:
+                del place[call]
+                return True
+        return False
+
+    def lend(self, call: int) -> list[Effect]:
+        """A running call waits for a call of its own from now on."""
+        if call in self._workers:
+            self._lent[call] += 1
+        return self._go_on()
+
+    def reclaim(self, call: int) -> None:
+        """One of the calls that it waited for has ended."""
+        if call in self._lent:
+            self._lent[call] -= 1
+            if not self._lent[call]:
+                del self._lent[call]
+
+    def retarget(self, target: int) -> list[Effect]:
+        """The share of this node has changed."""
+        self.target = max(1, min(target, WORKERS_MAX))
+        return self._go_on()
+
+    def trim(self) -> list[Effect]:
+        """Some time has passed: end idle workers beyond the target, the longest unused first."""
+        surplus = min(self.workers - self.limit, len(self._idle))
+        retired, self._idle = self._idle[: max(0, surplus)], self._idle[max(0, surplus) :]
+        return [Retire(worker) for worker in retired]
+
+    def warm(self, count: int) -> list[Effect]:
+        """Have at least so many workers, before any call comes."""
+        return [self._fork() for _ in range(min(count, self.limit) - self.workers)]
+
+    def _release(self, worker: int) -> None:
+        call = self._running.pop(worker, None)
+        if call is not None:
+            del self._workers[call]
+            self._lent.pop(call, None)
+            self._extra.discard(call)
+
+    def _go_on(self) -> list[Effect]:
+        effects: list[Effect] = []
+        while self.waiting and self._idle and self.running < self.limit:
+            worker = self._idle.pop()
+            call, _ = self._nested.popitem() if self._nested else self._waiting.popitem(last=False)
+            self._running[worker] = call
+            self._workers[call] = worker
+            effects.append(Start(call, worker))
+        missing = self.waiting - len(self._starting) - len(self._idle)
+        while missing > 0 and self.workers < self.limit:
+            effects.append(self._fork())
+            missing -= 1
+        return effects
+
+    def _fork(self) -> Fork:
+        self._last += 1
+        self._starting.add(self._last)
+        return Fork(self._last)

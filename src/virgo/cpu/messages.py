@@ -1,0 +1,279 @@
+"""Calls and outcomes as bytes, shared by clients, nodes and workers.
+
+A call has one of three forms. `pickle`: a cloudpickled callable with pickled arguments, for callers with
+the role `exec`. `data`: a name with MessagePack arguments, for Python callers without it. `text`: a name
+with words, for every other language.
+
+An outcome is one byte that says what it is, and its content. A node reads that byte and never unpickles
+what follows; a `Failure` is MessagePack, with a pickled exception only inside the form `pickle`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any, Final, Literal
+
+import cloudpickle
+import msgspec
+
+from virgo.errors import BadArgument, BadRequest, CallFailed
+from virgo.limits import CALL_RETRIES_MAX, CALL_TIMEOUT_MS_MAX
+
+Form = Literal["pickle", "data", "text"]
+
+PICKLED: Final = b"P"  # a pickled result
+PACKED: Final = b"M"  # a MessagePack result
+FAILED: Final = b"F"  # a Failure
+UNKNOWN: Final = b"N"  # the worker does not have the function: send it along
+INTEGER: Final = b"i"
+BULK: Final = b"b"
+NOTHING: Final = b"n"
+TRUE: Final = b"t"
+FALSE: Final = b"f"
+DOUBLE: Final = b"d"
+
+# From a worker to its pool, beside the outcome.
+RETIRE: Final = b"R"  # do not use me again: something of the call is left in me
+
+
+class Options(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a call is to be run.
+
+    Attributes:
+        key: the caller's name for this call, to cancel it by; unguessable.
+        label: what to call it in messages.
+        node: name of the node that must run it, "" for the least loaded.
+        timeout_ms: time from its arrival until it is stopped, 0 for none.
+        retries: how often it may be run again after the loss of its node.
+        form: see the module.
+        nested: another call waits for it, so it goes before those that nobody waits for.
+        extra: it must not wait for a free worker, since what it is part of may hold the last one.
+    """
+
+    key: str = ""
+    label: str = ""
+    node: str = ""
+    timeout_ms: int = 0
+    retries: int = 0
+    form: Form = "pickle"
+    nested: bool = False
+    extra: bool = False
+
+
+class Work(msgspec.Struct, frozen=True):
+    """One call, as the pool hands it to a worker.
+
+    Attributes:
+        form: see the module.
+        label: what to call it in messages.
+        name: the exported name (forms `data` and `text`); "" for `pickle`.
+        function: the callable, cloudpickled; b"" for one that the worker has by name.
+        program: the command, if it is a program.
+        arguments: one payload (`pickle`, `data`) or the words (`text`).
+        context: the encoded context.
+    """
+
+    form: Form
+    label: str
+    name: str
+    function: bytes
+    arguments: list[bytes]
+    program: list[str] | None = None
+    context: bytes = b""
+
+
+class Order(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """The head of what a pool sends to a worker; function and arguments follow as they are."""
+
+    form: Form
+    label: str
+    name: str = ""
+    digest: bytes = b""
+    program: list[str] | None = None
+    context: bytes = b""
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """Why there is no result; `CallFailed`'s fields, and the pickled exception if there is one."""
+
+    message: str
+    hint: str = ""
+    cause: str = "exception"
+    node: str = ""
+    traceback: str = ""
+    exception: bytes = b""
+
+
+_options_encoder = msgspec.msgpack.Encoder()
+_options_decoder = msgspec.msgpack.Decoder(Options)
+_order_decoder = msgspec.msgpack.Decoder(Order)
+_failure_decoder = msgspec.msgpack.Decoder(Failure)
+_packer = msgspec.msgpack.Encoder()
+
+
+def encode_options(options: Options) -> bytes:
+    """Options for the wire."""
+    return _options_encoder.encode(options)
+
+
+def decode_options(data: bytes) -> Options:
+    """Options from the wire. Raises BadRequest, BadArgument."""
+    try:
+        options = _options_decoder.decode(data)
+        if not 0 <= options.timeout_ms <= CALL_TIMEOUT_MS_MAX or not 0 <= options.retries <= CALL_RETRIES_MAX:
+            raise BadArgument(
+                f"timeout_ms is {options.timeout_ms} and retries {options.retries}",
+                hint=f"At most {CALL_TIMEOUT_MS_MAX} ms and {CALL_RETRIES_MAX} times; 0 is none.",
+            )
+        return options
+    except msgspec.DecodeError as error:
+        raise BadRequest(
+            f"the options of the call are malformed: {error}",
+            hint="CPU.CALL is for VIRGO's own clients; call by name with VIRGO_CLONE.",
+        ) from None
+
+
+def encode_order(order: Order) -> bytes:
+    """An order for a worker."""
+    return _packer.encode(order)
+
+
+def decode_order(data: bytes) -> Order:
+    """An order from the pool."""
+    return _order_decoder.decode(data)
+
+
+def failed(failure: Failure) -> bytes:
+    """The outcome of a call without a result."""
+    return FAILED + _packer.encode(failure)
+
+
+def packed(value: Any) -> bytes:
+    """The outcome of a call in the form `data`. Raises TypeError, ValueError, OverflowError."""
+    return PACKED + _packer.encode(value)
+
+
+def pickled(value: Any) -> bytes:
+    """The outcome of a call in the form `pickle`; by cloudpickle if plain pickle cannot."""
+    try:
+        return PICKLED + pickle.dumps(value, 5)
+    except Exception:  # noqa: BLE001 - whatever it was, cloudpickle decides, and its error is told
+        return PICKLED + bytes(cloudpickle.dumps(value, 5))
+
+
+def texted(value: Any) -> bytes:
+    """The outcome of a call in the form `text`. Raises TypeError or ValueError if it has no such form."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return TRUE if value else FALSE
+    if isinstance(value, int):
+        return INTEGER + b"%d" % value
+    if isinstance(value, float):
+        return DOUBLE + repr(value).encode()
+    if isinstance(value, str):
+        return BULK + value.encode("utf-8", "surrogateescape")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return BULK + bytes(value)
+    return BULK + json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def word(data: bytes) -> Any:
+    """An argument in the form `text`: JSON if it is JSON, else the text, else the bytes."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def as_reply(outcome: bytes) -> Any:
+    """The reply that an outcome in the form `text` is on the wire. Raises CallFailed."""
+    kind, content = outcome[:1], outcome[1:]
+    if kind == BULK:
+        return content
+    if kind == INTEGER:
+        return int(content) if len(content) < 4000 else content
+    if kind == DOUBLE:
+        return float(content)
+    if kind == FAILED:
+        raise as_error(outcome)
+    return {NOTHING: None, TRUE: True, FALSE: False}[kind]
+
+
+def as_error(outcome: bytes) -> CallFailed:
+    """The error that a failed outcome is, without looking at a pickled exception."""
+    failure = _failure_decoder.decode(memoryview(outcome)[1:])
+    return CallFailed(
+        failure.message,
+        hint=failure.hint,
+        cause=failure.cause,
+        node=failure.node,
+        remote_traceback=failure.traceback,
+    )
+
+
+def as_result(outcome: bytes, *, trusted: bool) -> Any:
+    """The result that an outcome holds, for a Python caller.
+
+    Args:
+        outcome: what the node answered.
+        trusted: whether to unpickle; only for who asked in the form `pickle`, and so has `exec`.
+
+    Raises:
+        CallFailed: there is no result, or it cannot be unpickled here.
+        Exception: the very exception that the function raised, caused by a CallFailed with its traceback.
+    """
+    kind = outcome[:1]
+    if kind == PACKED:
+        return msgspec.msgpack.decode(memoryview(outcome)[1:])
+    if kind == FAILED:
+        error = as_error(outcome)
+        original = _unpickle_exception(outcome) if trusted else None
+        if original is None:
+            if error.remote_traceback:
+                error.add_note(error.remote_traceback)
+            raise error
+        original.add_note(f"On node {error.node}:\n{error.remote_traceback}")
+        raise original from error
+    if kind == PICKLED and trusted:
+        try:
+            return pickle.loads(memoryview(outcome)[1:])  # noqa: S301 - we sent the function
+        except Exception as error:
+            raise CallFailed(
+                f"the result cannot be unpickled here: {type(error).__name__}: {error}",
+                hint="The classes in it must be importable here too.",
+                cause="result",
+            ) from error
+    raise CallFailed(f"the node answered with an unknown kind of outcome {kind!r}", cause="result")
+
+
+def _unpickle_exception(outcome: bytes) -> BaseException | None:
+    data = _failure_decoder.decode(memoryview(outcome)[1:]).exception
+    if not data:
+        return None
+    try:
+        value = pickle.loads(data)  # noqa: S301 - we sent the function
+    except Exception:  # noqa: BLE001 - exceptions with odd constructors do not unpickle; the text remains
+        return None
+    return value if isinstance(value, BaseException) else None
+
+
+def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Arguments in the form `data`. Raises BadArgument."""
+    try:
+        return _packer.encode([args, kwargs])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadArgument(
+            f"the arguments cannot be sent by MessagePack: {error}",
+            hint="A call by name takes None, numbers, text, bytes, lists and dictionaries.",
+        ) from None
+
+
+def unpack_arguments(data: bytes) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments in the form `data`. Raises msgspec.DecodeError."""
+    return msgspec.msgpack.decode(data, type=tuple[list[Any], dict[str, Any]])

@@ -1,0 +1,357 @@
+"""The workers of a node: hands them calls, ends them, and says how they ended.
+
+Promises: a call is handed to one worker, once. A call whose deadline passes or that is cancelled has its
+worker's process group terminated, then killed, and `run` returns when that is dead. A worker that dies
+takes its own call with it and no other. `stop`, and the death of this process however sudden, leave none.
+
+Which call goes where is decided by `core.Ledger`; `processes` makes the processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import logging
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from virgo.cpu import messages
+from virgo.cpu.core import Effect, Fork, Ledger, Retire, Start
+from virgo.cpu.messages import Failure, Order, Work
+from virgo.cpu.processes import TemplateProcess, WorkerProcess
+from virgo.errors import DeadlineExceeded, NodeLost, NotLoaded
+from virgo.limits import CALL_TERMINATE_S, FUNCTIONS_CACHED_MAX, WORKER_LOG_BYTES_MAX
+
+log = logging.getLogger("virgo.cpu")
+
+_TRIM_S: Final = 1.0
+_FORK_AGAIN_S: Final = 0.1
+
+
+class _Call:
+    """One call on its way."""
+
+    __slots__ = ("future", "number", "work")
+
+    def __init__(self, number: int, work: Work) -> None:
+        self.number = number
+        self.work = work
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+
+class WorkerPool:
+    """The workers of one node. Use from one event loop.
+
+    Args:
+        node: the node's name, for messages and for the functions themselves.
+        directory: where the workers' log file goes.
+        target: workers that run at once when no call waits for another.
+        imports: modules to import before workers are forked.
+        environment: environment variables for the workers, beside those of this process.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        directory: Path,
+        target: int,
+        imports: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.node = node
+        self._log_path = directory / "workers.log"
+        self._ledger = Ledger(target=target)
+        self._template = TemplateProcess(
+            self,
+            node=node,
+            imports=imports,
+            log_path=self._log_path,
+            environment={**os.environ, **(environment or {}), "VIRGO_NODE": node},
+        )
+        self._workers: dict[int, WorkerProcess] = {}
+        self._calls: dict[int, _Call] = {}
+        self._at: dict[int, _Call] = {}  # by worker
+        self._serial = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._oom_kills = 0
+        self.done = self.failed = 0
+
+    def __repr__(self) -> str:
+        return f"<WorkerPool {self.node} {self._ledger!r}>"
+
+    def stats(self) -> dict[str, Any]:
+        """Workers and calls, now and so far."""
+        return {
+            "workers": self._ledger.workers,
+            "workers_target": self._ledger.target,
+            "busy": self._ledger.running,
+            "waiting": self._ledger.waiting,
+            "done": self.done,
+            "failed": self.failed,
+            "template_restarts": self._template.restarts,
+        }
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """Names that its workers can call, each with a summary."""
+        return self._template.exports
+
+    @property
+    def outstanding(self) -> int:
+        """Calls running or waiting."""
+        return len(self._calls)
+
+    @property
+    def room(self) -> int:
+        """Calls that would not have to wait for a worker."""
+        return self._ledger.room
+
+    @property
+    def target(self) -> int:
+        """Workers that run at once when no call waits for another."""
+        return self._ledger.target
+
+    def pids(self) -> list[int]:
+        """The processes: the template's first, then the workers'."""
+        return [self._template.pid, *(worker.pid for worker in self._workers.values() if worker.pid)]
+
+    async def start(self) -> None:
+        """Start the template and one worker. Raises BadConfig, NotLoaded."""
+        self._oom_kills = _oom_kills()
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        await self._template.start()
+        self._spawn(self._tidy())
+        self._apply(self._ledger.warm(1))
+
+    async def stop(self) -> None:
+        """End all workers and what their calls have started; outstanding calls fail with NodeLost."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for call in self._calls.values():
+            if not call.future.done():
+                call.future.set_exception(NodeLost(f"node {self.node} is stopping"))
+        workers = list(self._workers.values())  # those of an earlier template among them
+        for worker in workers:
+            worker.kill("the node is stopping")
+        await self._template.stop()
+        if workers:
+            await asyncio.wait([worker.gone for worker in workers], timeout=CALL_TERMINATE_S)
+
+    def retarget(self, target: int) -> None:
+        """Set how many workers run at once."""
+        if target != self._ledger.target:
+            self._apply(self._ledger.retarget(target))
+
+    def lend(self, call: int) -> None:
+        """The running call waits for a call of its own."""
+        self._apply(self._ledger.lend(call))
+
+    def reclaim(self, call: int) -> None:
+        """A call that the running call waited for has ended."""
+        self._ledger.reclaim(call)
+
+    async def run(
+        self,
+        work: Work,
+        *,
+        deadline: float | None = None,
+        nested: bool = False,
+        extra: bool = False,
+        started: Callable[[int], None] = lambda _number: None,
+    ) -> bytes:
+        """Run a call on a worker and return its outcome.
+
+        Args:
+            work: the call.
+            deadline: monotonic time at which it is stopped.
+            nested, extra: see `core.Ledger.submit`.
+            started: told the call's number here, for `lend` and `reclaim`.
+
+        Raises:
+            Busy: a bound is reached; nothing was started.
+            DeadlineExceeded: it was stopped, and what it had started is dead.
+            asyncio.CancelledError: the same.
+            NodeLost: this node is stopping.
+        """
+        if self._stopping:
+            raise NotLoaded(f"the processor pool of node {self.node} is stopping")
+        call = _Call(next(self._serial), work)
+        started(call.number)
+        self._calls[call.number] = call
+        try:
+            self._apply(self._ledger.submit(call.number, nested=nested, extra=extra))
+            await self._until_done(call, deadline)
+            outcome = call.future.result()
+            ok = outcome[:1] != messages.FAILED
+        except BaseException:
+            ok = False
+            raise
+        finally:
+            del self._calls[call.number]
+            self.done += ok
+            self.failed += not ok
+        return outcome
+
+    async def _until_done(self, call: _Call, deadline: float | None) -> None:
+        left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            await asyncio.wait([call.future], timeout=left_s)
+        except asyncio.CancelledError:
+            await self._abandon(call, "was cancelled")
+            raise
+        if not call.future.done():
+            ran = await self._abandon(call, "ran into its deadline")
+            raise DeadlineExceeded(
+                f"{call.work.label} on node {self.node} ran into its deadline and was stopped"
+                if ran
+                else f"{call.work.label} was not begun on node {self.node} before its deadline"
+            )
+
+    async def _abandon(self, call: _Call, reason: str) -> bool:
+        """End a call, with its worker if it has one, and wait until that is dead."""
+        number = self._ledger.worker_of(call.number)
+        if number is None:
+            self._ledger.withdraw(call.number)
+            return False
+        worker = self._workers[number]
+        worker.terminate(f"{call.work.label} {reason}")
+        cancelled = False
+        while not worker.gone.done():
+            try:
+                await asyncio.shield(worker.gone)
+            except asyncio.CancelledError:  # it takes CALL_TERMINATE_S and a moment: finish
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+        return True
+
+    # --- what workers say ---------------------------------------------------------------------
+
+    def answered(self, worker: WorkerProcess, flags: bytes, outcome: bytes) -> None:
+        """A worker has ended its call."""
+        call = self._at.get(worker.number)
+        if call is None or worker.ending:
+            return
+        if outcome[:1] == messages.UNKNOWN:
+            worker.known.clear()
+            self._hand(worker, call)
+            return
+        del self._at[worker.number]
+        if not call.future.done():
+            call.future.set_result(outcome)
+        if messages.RETIRE in flags:
+            worker.kill("its last call left processes behind")
+            self._apply(self._ledger.gone(worker.number))
+        else:
+            self._apply(self._ledger.done(worker.number))
+
+    def ended(self, worker: WorkerProcess) -> None:
+        """A worker is dead: tell its call, and make another if there is work."""
+        self._workers.pop(worker.number, None)
+        call = self._at.pop(worker.number, None)
+        if call is not None and not call.future.done() and not worker.ending:
+            call.future.set_result(messages.failed(self._death(call, worker.status)))
+        if not self._stopping:
+            self._apply(self._ledger.gone(worker.number))
+
+    def _death(self, call: _Call, status: int | None) -> Failure:
+        where = f"{call.work.label} on node {self.node}"
+        if status is None:
+            return Failure(
+                f"{where} lost its worker; how it ended is unknown", cause="signal", node=self.node
+            )
+        if status >= 0:
+            return Failure(f"{where} ended its process with status {status}", cause="exit", node=self.node)
+        before, self._oom_kills = self._oom_kills, _oom_kills()
+        if -status == signal.SIGKILL and self._oom_kills > before:
+            return Failure(
+                f"{where} was killed because memory ran out",
+                hint="Let it hold less at once, or run it on a node with more memory.",
+                cause="memory",
+                node=self.node,
+            )
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:  # a real-time signal
+            name = f"signal {-status}"
+        return Failure(f"{where} was ended by {name}", cause="signal", node=self.node)
+
+    # --- effects ------------------------------------------------------------------------------
+
+    def _apply(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Start):
+                call = self._at[effect.worker] = self._calls[effect.call]
+                self._hand(self._workers[effect.worker], call)
+            elif isinstance(effect, Fork):
+                self._spawn(self._fork(effect.worker))
+            elif isinstance(effect, Retire):
+                self._workers[effect.worker].kill("it was not needed any more")
+
+    def _hand(self, worker: WorkerProcess, call: _Call) -> None:
+        """Send a call to a worker; the function only if the worker does not have it."""
+        work = call.work
+        digest = function = b""
+        if work.function:
+            digest = hashlib.sha256(work.function).digest()
+            if digest not in worker.known:
+                function = work.function
+            worker.known[digest] = None
+            worker.known.move_to_end(digest)
+            if len(worker.known) > FUNCTIONS_CACHED_MAX:
+                worker.known.popitem(last=False)
+        order = Order(work.form, work.label, work.name, digest, work.program, work.context)
+        worker.send(messages.encode_order(order), function, *work.arguments)
+
+    async def _fork(self, number: int) -> None:
+        """Make a worker; out of descriptors or without a template, try until there is one."""
+        worker: WorkerProcess | None = None
+        told = ""
+        while worker is None:
+            try:
+                worker = await self._template.fork(number)
+            except (OSError, NotLoaded) as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("worker %d cannot be made yet: %s", number, told)
+                await asyncio.sleep(_FORK_AGAIN_S)
+        if worker.gone.done():
+            self._apply(self._ledger.gone(number))
+        else:
+            self._workers[number] = worker
+            self._apply(self._ledger.ready(number))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tidy(self) -> None:
+        """Once a second: end surplus workers, and keep the log file within its bound."""
+        while True:
+            await asyncio.sleep(_TRIM_S)
+            self._apply(self._ledger.trim())
+            with contextlib.suppress(FileNotFoundError):
+                if self._log_path.stat().st_size > WORKER_LOG_BYTES_MAX:
+                    os.truncate(self._log_path, 0)  # all write to it in append mode
+
+
+def _oom_kills() -> int:
+    """How often the kernel has killed for want of memory, on this machine and in this control group."""
+    count = 0
+    for path in (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")):
+        with contextlib.suppress(OSError):
+            found = re.search(r"^oom_kill (\d+)$", path.read_text(encoding="ascii"), re.MULTILINE)
+            count += int(found[1]) if found else 0
+    return count

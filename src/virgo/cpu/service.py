@@ -1,0 +1,246 @@
+"""The processor pool of a node, as a module: its commands, its figures.
+
+| command | role | |
+| --- | --- | --- |
+| `VIRGO_CLONE name [word...]` | write | run by name; for every language |
+| `CPU.EXPORTS` | read | what can be called by name |
+| `CPU.CANCEL key...` | write | end calls, and answer when they are dead |
+| `CPU.CALL`, `CPU.INVOKE` | exec, write | run a pickled callable, or a name with MessagePack arguments |
+| `....SUBMIT`, `CPU.COLLECT` | | the same for many at once, see `mailbox` |
+| `....HERE` | | the same between nodes: run on this very node |
+| `CPU.PUBLISH`, `CPU.UNPUBLISH` | exec | functions of the whole cloud |
+
+Nothing that arrives is unpickled in this process, only in workers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from virgo import context as contexts
+from virgo.cpu import messages
+from virgo.cpu.dispatch import Dispatcher
+from virgo.cpu.exports import check_name
+from virgo.cpu.mailbox import Mailboxes
+from virgo.cpu.messages import Options
+from virgo.cpu.placement import workers_of
+from virgo.cpu.pool import WorkerPool
+from virgo.cpu.programs import allowlist
+from virgo.cpu.published import Published, PublishedFunction
+from virgo.errors import BadArgument
+from virgo.members import Load
+from virgo.module import NodeServices
+from virgo.wire import args, resp
+from virgo.wire.commands import Command
+from virgo.wire.session import Session
+
+
+class CpuModule:
+    """Runs calls on the least loaded node."""
+
+    name = "cpu"
+    requires: tuple[str, ...] = ()
+    summary = "runs functions and programs on the least loaded node"
+
+    def __init__(self, services: NodeServices) -> None:
+        self._services = services
+        self._programs: dict[str, list[str]] = {}
+        self._pool: WorkerPool | None = None
+        self._published = Published(services.engine)
+        self._mailboxes = Mailboxes()
+        self._dispatcher: Dispatcher | None = None
+
+    def __repr__(self) -> str:
+        return f"<CpuModule of {self._services.name} {self._pool!r}>"
+
+    async def start(self) -> None:
+        """Start the workers. Raises BadConfig, NotLoaded."""
+        config = self._services.config
+        self._programs = allowlist(config.cpu.programs)
+        self._pool = WorkerPool(
+            node=self._services.name,
+            directory=self._services.directory / self.name,
+            target=self._target(),
+            imports=config.cpu.imports,
+            environment=self._environment(),
+        )
+        self._dispatcher = Dispatcher(
+            self._services,
+            self._pool,
+            self._programs,
+            self._published,
+            chance=random.Random(),  # noqa: S311 - it spreads load, it keeps no secret
+        )
+        await self._pool.start()
+        await self._published.start()
+
+    async def stop(self) -> None:
+        """End all workers and what they run."""
+        self._mailboxes.close()
+        await self._published.stop()
+        if self._pool is not None:
+            await self._pool.stop()
+            self._pool = self._dispatcher = None
+
+    def stats(self) -> dict[str, Any]:
+        """Workers and calls of this node, and the calls that it sent to others."""
+        if self._pool is None or self._dispatcher is None:
+            return {}
+        return {
+            **self._pool.stats(),
+            "clients": len(self._mailboxes),
+            "unplaced": self._dispatcher.waiting,
+            "forwarded": dict(self._dispatcher.forwarded),
+        }
+
+    def load(self, load: Load) -> Load:
+        """Fill in `outstanding`, and take this node's share of the machine."""
+        if self._pool is None:
+            return load
+        self._pool.retarget(self._target())
+        if self._dispatcher is not None:
+            self._dispatcher.go_on()
+        return msgspec.structs.replace(load, outstanding=self._pool.outstanding, workers=self._pool.target)
+
+    def commands(self) -> Sequence[Command]:
+        """See the module."""
+        dispatcher = self._dispatcher
+        assert dispatcher is not None
+
+        async def call(_session: Session, request: list[bytes]) -> bytes:
+            return await dispatcher.dispatch(_options(request[1], "pickle"), request[2], request[3:])
+
+        async def invoke(_session: Session, request: list[bytes]) -> bytes:
+            return await dispatcher.dispatch(_named(request), request[2], request[3:])
+
+        async def call_here(_session: Session, request: list[bytes]) -> bytes:
+            return await dispatcher.run_here(_options(request[1], "pickle"), request[2], request[3:])
+
+        async def invoke_here(_session: Session, request: list[bytes]) -> bytes:
+            return await dispatcher.run_here(_named(request), request[2], request[3:])
+
+        usage = "options function arguments"
+        return [
+            Command(
+                "VIRGO_CLONE", self._clone, "write", 1, None, concurrent=True, usage="name [argument...]",
+                summary="Run an exported function or program on the least loaded node.",
+            ),
+            Command(
+                "VIRGO_TEST", self._test, "write", 0, None, concurrent=True, usage="[argument...]",
+                aliases=("VIRGO_TEST_KERNELSPACE",), summary="The reference system's test target.",
+            ),
+            Command("CPU.EXPORTS", self._exports, "read", summary="What can be called: name, kind, summary."),
+            Command("CPU.CANCEL", self._cancel, "write", 1, None, concurrent=True, usage="key...",
+                    summary="End calls; answers when they are dead, how many there were."),
+            Command("CPU.CALL", call, "exec", 3, 3, concurrent=True, usage=usage),
+            Command("CPU.INVOKE", invoke, "write", 2, None, concurrent=True, usage=usage),
+            Command("CPU.CALL.HERE", call_here, "exec", 3, 3, concurrent=True, usage=usage),
+            Command("CPU.INVOKE.HERE", invoke_here, "write", 2, None, concurrent=True, usage=usage),
+            Command("CPU.CALL.SUBMIT", self._submit, "exec", 4, 4, usage=f"mailbox {usage}"),
+            Command("CPU.INVOKE.SUBMIT", self._submit, "write", 4, 4, usage=f"mailbox {usage}"),
+            Command("CPU.COLLECT", self._collect, "write", 1, 1, usage="mailbox",
+                    summary="Outcomes of submitted calls: key, error, outcome, key, ..."),
+            Command("CPU.PUBLISH", self._publish, "exec", 2, 3, usage="name function [summary]",
+                    summary="Let a cloudpickled function be called by name on every node."),
+            Command("CPU.UNPUBLISH", self._unpublish, "exec", 1, 1, usage="name"),
+        ]  # fmt: skip
+
+    # --- calls --------------------------------------------------------------------------------
+
+    async def _clone(self, _session: Session, request: list[bytes]) -> Any:
+        assert self._dispatcher is not None
+        label = request[1][:64].decode("utf-8", "replace")
+        options = Options(label=label, form="text")
+        return messages.as_reply(await self._dispatcher.dispatch(options, request[1], request[2:]))
+
+    async def _test(self, session: Session, request: list[bytes]) -> Any:
+        return await self._clone(session, [b"VIRGO_CLONE", b"virgo_cloud_test", *request[1:]])
+
+    def _submit(self, session: Session, request: list[bytes]) -> resp.Encoded:
+        assert self._dispatcher is not None
+        form: messages.Form = "pickle" if request[0].upper().startswith(b"CPU.CALL") else "data"
+        options = _options(request[2], form)
+        if not options.key:
+            raise BadArgument(f"{request[0].decode()} needs a key in its options")
+        context = contexts.current() or contexts.Context(id=contexts.new_id(), identity=session.identity)
+        mailbox = self._mailboxes.of(request[1], context.identity.name)
+        with contexts.using(context):
+            work = self._dispatcher.dispatch(options, request[3], request[4:])
+            mailbox.submit(options.key.encode(), work)
+        return resp.OK
+
+    async def _collect(self, _session: Session, request: list[bytes]) -> list[bytes]:
+        context = contexts.current()
+        assert context is not None
+        return await self._mailboxes.find(request[1], context.identity.name).collect()
+
+    async def _cancel(self, _session: Session, request: list[bytes]) -> int:
+        assert self._dispatcher is not None
+        return await self._dispatcher.cancel_all([key.decode("utf-8", "replace") for key in request[1:]])
+
+    # --- names --------------------------------------------------------------------------------
+
+    async def _exports(self, _session: Session, _request: list[bytes]) -> list[list[str]]:
+        assert self._pool is not None
+        listing = [[name, "function", summary] for name, summary in self._pool.exports.items()]
+        listing += [[name, "program", " ".join(command)] for name, command in self._programs.items()]
+        published = await self._published.listing()
+        listing += [[name, "published", one.summary] for name, one in published.items()]
+        return sorted(listing)
+
+    async def _publish(self, _session: Session, request: list[bytes]) -> int:
+        assert self._pool is not None
+        context = contexts.current()
+        name = check_name(args.text(request[1], "name"))
+        if name in self._pool.exports or name in self._programs:
+            raise BadArgument(
+                f"{name!r} is the name of a function or program that nodes offer themselves",
+                hint="Publish it under another name.",
+            )
+        summary = args.text(request[3], "summary") if len(request) > 3 else ""
+        publisher = context.identity.name if context is not None else ""
+        return await self._published.publish(name, PublishedFunction(request[2], summary, publisher))
+
+    async def _unpublish(self, _session: Session, request: list[bytes]) -> resp.Encoded:
+        await self._published.withdraw(check_name(args.text(request[1], "name")))
+        return resp.OK
+
+    # --- this node ----------------------------------------------------------------------------
+
+    def _target(self) -> int:
+        """Workers that run at once: as configured, else this node's share of the processors."""
+        configured = self._services.config.cpu.workers
+        if configured:
+            return configured
+        members = self._services.members()
+        own = next((one for one in members if one.number == self._services.number), None)
+        if own is None:
+            return 1
+        own = msgspec.structs.replace(own, load=msgspec.structs.replace(own.load, workers=0))
+        return workers_of(own, members)
+
+    def _environment(self) -> dict[str, str]:
+        """What lets a call on a worker find this node again."""
+        config = self._services.config
+        own = self._services.member(self._services.number)
+        return {"VIRGO_HOME": str(config.home), "VIRGO_URL": f"unix:{own.socket}"}
+
+
+def _named(request: list[bytes]) -> Options:
+    """The options of a call by name; the form `data` has one payload, `text` any number of words."""
+    options = _options(request[1], "data")
+    if options.form == "data" and len(request) != 4:
+        raise BadArgument(f"a call of the form 'data' has one payload, not {len(request) - 3}")
+    return options
+
+
+def _options(data: bytes, form: messages.Form) -> Options:
+    """The options of a call whose command stands for `form`. Raises BadRequest, BadArgument."""
+    options = messages.decode_options(data)
+    if (options.form == "pickle") is not (form == "pickle"):
+        raise BadArgument(f"a call of the form {options.form!r} came by the command for {form!r}")
+    return options

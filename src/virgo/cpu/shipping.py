@@ -1,0 +1,123 @@
+"""Functions and arguments as bytes.
+
+Pickling a function by value costs a hundred times more than calling it, so the bytes are kept: but only as
+long as nothing that they hold can have changed. A function whose code, defaults, closure and globals are
+all immutable, and still the same objects, is shipped from memory; any other is pickled anew each time.
+Only short bytes are kept, and few, so what they keep alive is little.
+
+The program itself, and modules beside it, are shipped by value; installed modules by name, so the nodes must
+have them.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any, Final
+
+import cloudpickle
+
+_ATOMS: Final = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType)
+_DEPTH_MAX: Final = 4
+
+_KEPT_BYTES_MAX: Final = 64 * 1024
+_KEPT_MAX: Final = 256
+_PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
+
+# By the identity of the function, which the parts keep alive: the function, all that its bytes depend on.
+_kept: dict[int, tuple[list[Any], bytes]] = {}
+_modules_seen = 0
+
+
+def ship(function: Any) -> bytes:
+    """A callable as bytes, for `pickle.loads`. Raises what pickling raises."""
+    parts: list[Any] = []
+    if type(function) is not types.FunctionType or not _collect(function, parts, 0):
+        return _dump(function)
+    known, data = _kept.get(id(function), ([], b""))
+    if len(known) == len(parts) and all(old is new for old, new in zip(known, parts, strict=True)):
+        return data
+    data = _dump(function)
+    if len(data) <= _KEPT_BYTES_MAX:
+        if len(_kept) >= _KEPT_MAX:
+            _kept.clear()
+        _kept[id(function)] = parts, data
+    return data
+
+
+def ship_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Arguments as bytes, by plain pickle if they are plain. Raises what pickling raises."""
+    if not kwargs and all(type(value) in _PLAIN for value in args):
+        return pickle.dumps((args, kwargs), 5)
+    return _dump((args, kwargs))
+
+
+def _dump(value: Any) -> bytes:
+    _include_neighbours()
+    data: bytes = cloudpickle.dumps(value, 5)
+    return data
+
+
+def _include_neighbours() -> None:
+    """Ship modules that lie beside the program by value, like the program: no node has them."""
+    global _modules_seen  # noqa: PLW0603 - what of sys.modules was looked at
+    if len(sys.modules) == _modules_seen:
+        return
+    _modules_seen = len(sys.modules)
+    program = getattr(sys.modules.get("__main__"), "__file__", None)
+    beside = Path(program).resolve().parent if program else Path.cwd()
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or name == "__main__" or name.partition(".")[0] == "virgo":
+            continue
+        place = Path(file).resolve()
+        if place.is_relative_to(beside) and not _installed(place):
+            cloudpickle.register_pickle_by_value(module)
+
+
+def _installed(place: Path) -> bool:
+    """Whether a module's file belongs to Python or to an installed distribution."""
+    inside = any(place.is_relative_to(prefix) for prefix in (sys.prefix, sys.base_prefix))
+    return inside or not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
+
+
+def _collect(function: types.FunctionType, parts: list[Any], depth: int) -> bool:
+    """List all that the function's bytes depend on; False if any of it could change in place."""
+    if depth > _DEPTH_MAX or function.__dict__:
+        return False
+    code = function.__code__
+    parts += [function, code]
+    values = list(function.__defaults__ or ()) + list((function.__kwdefaults__ or {}).values())
+    try:
+        values += [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:  # a cell that is not filled yet
+        return False
+    for name in _names(code):
+        if name in function.__globals__:
+            values.append(function.__globals__[name])
+        else:
+            parts.append(name)  # a built-in, or an attribute: should a global of that name appear, it shows
+    return all(_frozen(value, parts, depth) for value in values)
+
+
+def _frozen(value: Any, parts: list[Any], depth: int) -> bool:
+    parts.append(value)
+    kind = type(value)
+    if kind in _ATOMS or kind is types.ModuleType:
+        return True
+    if kind is types.FunctionType:
+        return any(value is part for part in parts[:-1]) or _collect(value, parts, depth + 1)
+    if kind in (tuple, frozenset):
+        return depth < _DEPTH_MAX and all(_frozen(item, parts, depth + 1) for item in value)
+    return False
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """The global names that a function and the functions inside it may use."""
+    names = list(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names += _names(constant)
+    return names

@@ -1,0 +1,264 @@
+"""One worker: a process that runs one call at a time and answers each with its outcome.
+
+It speaks RESP on the one socket it was given: `[order, function, argument...]` in, `[flags, outcome]` out,
+in order. Whatever a call does, short of ending the process, becomes an outcome. The process is the leader
+of a process group of its own; `bind_to_lifeline` makes the kernel kill that group when the other end of a
+pipe is closed, so that no worker, and nothing that a call started, outlives its node: not even when the
+node was killed, and not even when the call never returns to Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import hiredis
+import msgspec
+
+from virgo import context as contexts
+from virgo.context import Identity
+from virgo.cpu import messages, programs
+from virgo.cpu.exports import exported
+from virgo.cpu.messages import Failure, Form, Order, failed
+from virgo.errors import VirgoError
+from virgo.limits import ERROR_TEXT_CHARS_MAX, FUNCTIONS_CACHED_MAX
+
+_RECEIVE_BYTES: Final = 256 * 1024
+_F_SETSIG: Final = 10  # Linux; the standard library has no name for it
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_OOM_SCORE: Final = "500"  # when memory runs out, a worker goes before its node
+_NODE: Final = Identity(name="node", node=True)
+
+
+def bind_to_lifeline(descriptor: int) -> None:
+    """Have the kernel kill this process's group when the other end of the pipe is closed."""
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, -os.getpgid(0))
+    fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGKILL)
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if poll.poll(0):  # closed before the kernel was told to watch it
+        os.killpg(0, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that none gets lost."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def offer_to_oom_killer() -> None:
+    """Be chosen before the node when memory runs out."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+
+
+class Worker:
+    """Runs calls that arrive on a socket.
+
+    Args:
+        node: the name of the node, for messages.
+    """
+
+    def __init__(self, *, node: str) -> None:
+        self._node = node
+        self._functions: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Worker {os.getpid()} of {self._node} functions={len(self._functions)}>"
+
+    def serve(self, connection: socket.socket) -> None:
+        """Run calls until the other side closes the connection."""
+        reader = hiredis.Reader()
+        while data := connection.recv(_RECEIVE_BYTES):
+            reader.feed(data)
+            while (request := reader.gets()) is not False:
+                flags, outcome = self.handle(request)
+                head = b"*2\r\n$%d\r\n%b\r\n$%d\r\n" % (len(flags), flags, len(outcome))
+                if len(outcome) < _RECEIVE_BYTES:
+                    connection.sendall(b"%b%b\r\n" % (head, outcome))
+                else:  # not copied once more
+                    for part in (head, outcome, b"\r\n"):
+                        connection.sendall(part)
+                del request, outcome
+
+    def handle(self, request: list[bytes]) -> tuple[bytes, bytes]:
+        """Run one call; flags for the pool, and the outcome."""
+        order = messages.decode_order(request[0])
+        # Threads of the call inherit no context variables; there is one call here, so they share its context.
+        contexts.adopt(contexts.decode(order.context, speaker=_NODE) if order.context else None)
+        try:
+            if order.program is not None:
+                return self._run_program(order, order.program, request[2:])
+            try:
+                function = self._function(order, request[1])
+                if function is None:
+                    return b"", messages.UNKNOWN
+                args, kwargs = _arguments(order.form, request[2:])
+            except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
+                return b"", self._not_loaded(order, error)
+            return b"", self._run(order, function, args, kwargs)
+        finally:
+            contexts.adopt(None)
+
+    def _function(self, order: Order, sent: bytes) -> Callable[..., Any] | None:
+        """The function to call, None if the pool must send it."""
+        if not order.digest:
+            return exported()[order.name]
+        function = self._functions.get(order.digest)
+        if function is not None:
+            self._functions.move_to_end(order.digest)
+            return function
+        if not sent:
+            return None
+        function = pickle.loads(sent)  # noqa: S301 - role exec sent it
+        self._functions[order.digest] = function
+        if len(self._functions) > FUNCTIONS_CACHED_MAX:
+            self._functions.popitem(last=False)
+        return function  # type: ignore[no-any-return]
+
+    def _run(
+        self, order: Order, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> bytes:
+        try:
+            result = function(*args, **kwargs)
+        except SystemExit as error:
+            message = f"{order.label} on node {self._node} left by sys.exit({_shown(error)})"
+            return failed(Failure(message, cause="exit", node=self._node))
+        except BaseException as error:  # noqa: BLE001 - every exception of the function is its outcome
+            return self._raised(order, error)
+        try:
+            return _ENCODERS[order.form](result)
+        except BaseException as error:  # noqa: BLE001 - __reduce__ of a result may raise anything
+            return failed(
+                Failure(
+                    f"the result of {order.label} on node {self._node}, of type {type(result).__name__}, "
+                    f"cannot be sent back: {_shown(error)}",
+                    hint=_RESULT_HINTS[order.form],
+                    cause="result",
+                    node=self._node,
+                )
+            )
+
+    def _raised(self, order: Order, error: BaseException) -> bytes:
+        pickled = b""
+        if order.form == "pickle":
+            try:
+                pickled = messages.pickled(error)[1:]
+            except Exception:  # noqa: BLE001 - it does not pickle: its text must do
+                pickled = b""
+        kind = type(error).__name__
+        return failed(
+            Failure(
+                f"{order.label} on node {self._node} raised {kind}: {_shown(error)}",
+                hint=error.hint if isinstance(error, VirgoError) else "",
+                node=self._node,
+                traceback=_traceback(error),
+                exception=pickled,
+            )
+        )
+
+    def _not_loaded(self, order: Order, error: BaseException) -> bytes:
+        hint = ""
+        if isinstance(error, ImportError):
+            hint = (
+                "The nodes must be able to import the function's module; "
+                "or ship it: cloudpickle.register_pickle_by_value(module)."
+            )
+        return failed(
+            Failure(
+                f"{order.label} or its arguments cannot be loaded on node {self._node}: "
+                f"{type(error).__name__}: {_shown(error)}",
+                hint=hint,
+                node=self._node,
+                traceback=_traceback(error),
+            )
+        )
+
+    def _run_program(self, order: Order, command: list[str], words: list[bytes]) -> tuple[bytes, bytes]:
+        try:
+            if order.form == "data":
+                values, options = messages.unpack_arguments(words[0])
+                if options:
+                    raise VirgoError(f"{order.label} is a program and takes no keyword arguments")
+                words = programs.words_of(values)
+            output = programs.run(order.label, command, words, node=self._node)
+            outcome = messages.packed(output) if order.form == "data" else messages.BULK + output
+        except programs.ProgramFailed as error:
+            outcome = failed(error.failure)
+        except (VirgoError, msgspec.DecodeError) as error:
+            outcome = failed(Failure(str(error), cause="program", node=self._node))
+        return (messages.RETIRE if _has_children() else b""), outcome
+
+
+_ENCODERS: Final[dict[Form, Callable[[Any], bytes]]] = {
+    "pickle": messages.pickled,
+    "data": messages.packed,
+    "text": messages.texted,
+}
+_RESULT_HINTS: Final[dict[Form, str]] = {
+    "pickle": "Return something that pickles: data, not open files, locks or generators.",
+    "data": "A call by name returns None, numbers, text, bytes, lists and dictionaries.",
+    "text": "A call by name returns None, numbers, text, bytes, and what JSON can hold.",
+}
+
+
+def _arguments(form: Form, words: list[bytes]) -> tuple[Sequence[Any], dict[str, Any]]:
+    if form == "text":
+        return [messages.word(word) for word in words], {}
+    if form == "data":
+        return messages.unpack_arguments(words[0])
+    return pickle.loads(words[0])  # type: ignore[no-any-return]  # noqa: S301 - role exec sent it
+
+
+def _shown(error: BaseException) -> str:
+    """The text of an exception, bounded, whatever its __str__ does."""
+    try:
+        text = error.message if isinstance(error, VirgoError) else str(error)
+    except Exception as broken:  # noqa: BLE001 - it is the function's own class
+        text = f"(its text raised {type(broken).__name__})"
+    return text if len(text) <= ERROR_TEXT_CHARS_MAX else text[:ERROR_TEXT_CHARS_MAX] + " ..."
+
+
+def _traceback(error: BaseException) -> str:
+    """The traceback without this file's own frames, bounded at its front."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
+        frame = frame.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frame))
+    except Exception as broken:  # noqa: BLE001 - it is the function's own class
+        text = f"(the traceback could not be formatted: {type(broken).__name__})"
+    return text[-16 * ERROR_TEXT_CHARS_MAX :]
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def main(connection: socket.socket, lifeline: int, *, node: str) -> None:
+    """Be a worker, in a process just forked, until the connection is closed."""
+    os.setpgid(0, 0)
+    bind_to_lifeline(lifeline)
+    adopt_orphans()
+    offer_to_oom_killer()
+    numpy = sys.modules.get("numpy.random")
+    if numpy is not None:  # unlike `random`, it does not seed itself after a fork
+        numpy.seed()
+    Worker(node=node).serve(connection)

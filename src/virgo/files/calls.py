@@ -1,0 +1,266 @@
+"""What the files clients send: requests with the meaning of their answers, and plans of several.
+
+A plan is a generator: it yields requests to be sent together, is sent their results (or the errors in
+their places), and returns the outcome. The blocking and the asyncio client differ only in who drives it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import msgspec
+
+from virgo.errors import BadArgument, DiskFull, VirgoError
+from virgo.files import core
+from virgo.limits import FILE_BUFFER_BYTES, FILE_CHUNK_BYTES, FILE_CHUNKS_AHEAD
+from virgo.wire.call import AsyncRunner, Call, Runner, as_nothing
+
+T = TypeVar("T")
+AnyPath = str | os.PathLike[str]
+Plan = Generator[list[Call[Any]], list[Any], T]
+
+
+class FileStatus(msgspec.Struct, frozen=True):
+    """What a path or descriptor names, as the node that holds it sees it.
+
+    Attributes:
+        name: the last part of the path.
+        kind: `file`, `directory`, `link`, or what else it is.
+        size: in bytes.
+        modified_ns: time of the last change, nanoseconds since 1970.
+        mode: permission bits.
+        links: count of its names.
+        node: the node that holds it, where that is not plain from the path.
+        lost: its node is not up; nothing else is known of it.
+    """
+
+    name: str
+    kind: str
+    size: int = 0
+    modified_ns: int = 0
+    mode: int = 0
+    links: int = 0
+    node: str = ""
+    lost: bool = False
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it holds other files."""
+        return self.kind == "directory"
+
+
+# --- single requests ------------------------------------------------------------------------
+
+
+def open_file(path: AnyPath, mode: str | None) -> Call[int]:
+    """Open; the descriptor."""
+    words = ("VIRGO_OPEN", plain(path))
+    return Call(words if mode is None else (*words, mode), int)
+
+
+def plain(path: AnyPath) -> str:
+    """A path as text; bytes that are not UTF-8 survive as surrogates. Raises BadArgument."""
+    if isinstance(path, (str, os.PathLike)):
+        return os.fspath(path)
+    raise BadArgument(f"a path is text, not {type(path).__name__}", hint="Write '/NODE/name'.")
+
+
+def close_file(descriptor: int) -> Call[None]:
+    """End a descriptor."""
+    return Call(("VIRGO_CLOSE", descriptor), as_nothing)
+
+
+def read_piece(descriptor: int, size: int, position: int) -> Call[bytes]:
+    """One read."""
+    return Call(("VIRGO_READ", descriptor, size, position), bytes)
+
+
+def write_piece(descriptor: int, data: bytes, position: int) -> Call[int]:
+    """One write; the count."""
+    return Call(("VIRGO_WRITE", descriptor, data, position), int)
+
+
+def sync_file(descriptor: int) -> Call[None]:
+    """Make it durable on its node."""
+    return Call(("FILES.SYNC", descriptor), as_nothing)
+
+
+def truncate_file(descriptor: int, size: int) -> Call[None]:
+    """Set its size."""
+    return Call(("FILES.TRUNCATE", descriptor, size), as_nothing)
+
+
+def descriptor_status(descriptor: int) -> Call[FileStatus]:
+    """Status of an open file."""
+    return Call(("FILES.FSTAT", descriptor), _status)
+
+
+def status(path: AnyPath) -> Call[FileStatus]:
+    """Status of a path."""
+    return Call(("FILES.STAT", plain(path)), _status)
+
+
+def listing(path: AnyPath) -> Call[list[FileStatus]]:
+    """Entries of a directory."""
+    return Call(("FILES.LIST", plain(path)), _statuses)
+
+
+def change(operation: str, *paths: AnyPath) -> Call[None]:
+    """REMOVE, MKDIR or RENAME."""
+    return Call((f"FILES.{operation}", *map(plain, paths)), as_nothing)
+
+
+def stats() -> Call[dict[str, Any]]:
+    """Figures of the connected node's files."""
+    return Call(("FILES.STATS",), msgspec.json.decode)
+
+
+def _status(reply: bytes) -> FileStatus:
+    return _entry(msgspec.json.decode(reply))
+
+
+def _statuses(reply: bytes) -> list[FileStatus]:
+    return [_entry(item) for item in msgspec.json.decode(reply)]
+
+
+def _entry(item: dict[str, Any]) -> FileStatus:
+    return msgspec.convert({**item, "name": core.entry_name(item)}, FileStatus)
+
+
+# --- plans ----------------------------------------------------------------------------------
+
+
+def reading(descriptor: int, size: int, position: int) -> Plan[bytes]:
+    """At most `size` bytes from `position`, in pieces; fewer only at the end of the file."""
+    if size <= FILE_CHUNK_BYTES:
+        (reply,) = yield [read_piece(descriptor, size, position)]
+        data: bytes = _value(reply)
+        return data
+    found = bytearray()
+    while len(found) < size:
+        asked: list[Call[bytes]] = []
+        start, end = position + len(found), position + size
+        while start < end and len(asked) < FILE_CHUNKS_AHEAD:
+            asked.append(read_piece(descriptor, min(FILE_CHUNK_BYTES, end - start), start))
+            start += FILE_CHUNK_BYTES
+        pieces = yield asked
+        for call, piece in zip(asked, pieces, strict=True):
+            found += _value(piece)
+            if len(piece) < int(call.request[2]):
+                return bytes(found)
+    return bytes(found)
+
+
+def reading_all(descriptor: int, position: int) -> Plan[bytes]:
+    """From `position` to the end: one small request first, for most files are small."""
+    (reply,) = yield [read_piece(descriptor, FILE_BUFFER_BYTES, position)]
+    first: bytes = _value(reply)
+    if len(first) < FILE_BUFFER_BYTES:
+        return first
+    found = [first]
+    position += len(first)
+    window = FILE_CHUNK_BYTES * FILE_CHUNKS_AHEAD
+    while True:
+        found.append((yield from reading(descriptor, window, position)))
+        position += len(found[-1])
+        if len(found[-1]) < window:
+            return b"".join(found)
+
+
+def writing(descriptor: int, data: bytes | bytearray | memoryview, position: int) -> Plan[int]:
+    """Write in pieces; the count of bytes from the start that are on their way to disk.
+
+    One piece at a time, so that nothing follows a piece that was cut short. Raises what stopped it if
+    that was the first piece.
+    """
+    view = memoryview(data).cast("B")
+    written = 0
+    while True:
+        piece = bytes(view[written : written + FILE_CHUNK_BYTES])
+        (reply,) = yield [write_piece(descriptor, piece, position + written)]
+        if written and isinstance(reply, Exception):
+            return written
+        count: int = _value(reply)
+        written += count
+        if count < len(piece) or written >= len(view):
+            return written
+
+
+def loading(path: AnyPath) -> Plan[bytes]:
+    """The content of a file."""
+    (descriptor,) = yield [open_file(path, "r")]
+    descriptor = _value(descriptor)
+    try:
+        data = yield from reading_all(descriptor, 0)
+    except Exception:
+        yield [close_file(descriptor)]
+        raise
+    (closed,) = yield [close_file(descriptor)]
+    _value(closed)
+    return data
+
+
+def saving(path: AnyPath, data: bytes | bytearray | memoryview, *, mode: str, durable: bool) -> Plan[int]:
+    """Make `data` the content of a file; all of it, or the error that stopped it."""
+    (descriptor,) = yield [open_file(path, mode)]
+    descriptor = _value(descriptor)
+    try:
+        count = yield from writing_whole(descriptor, data, 0)
+        if durable:
+            (synced,) = yield [sync_file(descriptor)]
+            _value(synced)
+    except Exception:
+        yield [close_file(descriptor)]
+        raise
+    (closed,) = yield [close_file(descriptor)]
+    _value(closed)
+    return count
+
+
+def writing_whole(descriptor: int, data: bytes | bytearray | memoryview, position: int) -> Plan[int]:
+    """Write all of it, or raise what stopped it."""
+    view = memoryview(data).cast("B")
+    written = 0
+    while written < len(view):
+        count = yield from writing(descriptor, view[written:], position + written)
+        if count == 0:
+            raise DiskFull(f"write {descriptor}: {written} of {len(view)} bytes were written")
+        written += count
+    return written
+
+
+def _value(result: Any) -> Any:
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def drive(runner: Runner, plan: Plan[T]) -> T:
+    """Run a plan to its end."""
+    try:
+        calls = next(plan)
+        while True:
+            try:
+                results = runner.run_many(calls) if len(calls) > 1 else [runner.run(calls[0])]
+            except VirgoError as error:
+                results = [error] * len(calls)
+            calls = plan.send(results)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+async def drive_async(runner: AsyncRunner, plan: Plan[T]) -> T:
+    """Run a plan to its end."""
+    try:
+        calls = next(plan)
+        while True:
+            try:
+                many = len(calls) > 1
+                results = await runner.run_many(calls) if many else [await runner.run(calls[0])]
+            except VirgoError as error:
+                results = [error] * len(calls)
+            calls = plan.send(results)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]

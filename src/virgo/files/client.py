@@ -1,0 +1,254 @@
+"""Files as users hold them: `cloud.files`, blocking and for asyncio.
+
+    with cloud.files.open("/n2/notes.txt", "w") as file:
+        print("hello", file=file)
+    cloud.files.ls("/n2")
+
+Paths are `/NODE/...` for a node's own files and anything else for the pool. Errors are VIRGO's, and at
+the same time Python's: a missing file is a `FileNotFoundError`, a path that leads out a `PermissionError`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+from virgo.errors import FileMissing, FileThere
+from virgo.files import calls
+from virgo.files.calls import AnyPath, FileStatus, drive, drive_async
+from virgo.files.stream import RemoteFile, open_stream
+from virgo.limits import FILE_CHUNK_BYTES
+from virgo.wire.call import AsyncRunner, Runner
+
+Content = bytes | bytearray | memoryview
+
+
+class FilesClient:
+    """The cloud's files, through one node. Safe for several threads; file objects are for one each."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def __repr__(self) -> str:
+        return f"<FilesClient {self._runner!r}>"
+
+    # --- file objects -------------------------------------------------------------------------
+
+    def open(
+        self,
+        path: AnyPath,
+        mode: str = "r",
+        *,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
+        """A file object as Python's `open` returns it; text is UTF-8 unless `encoding` says otherwise.
+
+        A created file gets the directories above it. `sync(file)` makes it durable.
+
+        Raises:
+            FileMissing, FileThere, FileRefused, PathEscape, NodeLost, BadArgument: as the node says.
+            ValueError: arguments that do not go together, as in Python's `open`.
+        """
+        return open_stream(
+            self._runner,
+            path,
+            mode,
+            buffering=buffering,
+            encoding=encoding,
+            errors=errors,
+            newline=newline,
+        )
+
+    def sync(self, file: IO[Any] | int) -> None:
+        """Flush a file object (or take a descriptor) and wait until it is on the disk of its node."""
+        if isinstance(file, int):
+            self._runner.run(calls.sync_file(file))
+            return
+        file.flush()
+        raw: Any = file
+        while not isinstance(raw, RemoteFile):
+            raw = getattr(raw, "buffer", None) or raw.raw
+        raw.sync()
+
+    # --- names --------------------------------------------------------------------------------
+
+    def ls(self, path: AnyPath = "/") -> list[FileStatus]:
+        """The entries of a directory; of `/` the nodes and the pool. Raises FileMissing, FileRefused."""
+        return self._runner.run(calls.listing(path))
+
+    def stat(self, path: AnyPath) -> FileStatus:
+        """Kind, size and times; links are shown, not followed. Raises FileMissing."""
+        return self._runner.run(calls.status(path))
+
+    def exists(self, path: AnyPath) -> bool:
+        """Whether the path names anything."""
+        try:
+            self.stat(path)
+        except FileMissing:
+            return False
+        return True
+
+    def remove(self, path: AnyPath) -> None:
+        """Remove a file or an empty directory. Raises FileMissing, FileRefused."""
+        self._runner.run(calls.change("REMOVE", path))
+
+    def mkdir(self, path: AnyPath, *, exist_ok: bool = False) -> None:
+        """Make a directory and those above it. Raises FileThere unless `exist_ok`."""
+        try:
+            self._runner.run(calls.change("MKDIR", path))
+        except FileThere:
+            if not exist_ok or not self.stat(path).is_directory:
+                raise
+
+    def rename(self, path: AnyPath, new_path: str) -> None:
+        """Rename within a node or within the pool, replacing a file of the new name in one step."""
+        self._runner.run(calls.change("RENAME", path, new_path))
+
+    # --- whole files --------------------------------------------------------------------------
+
+    def read_bytes(self, path: AnyPath) -> bytes:
+        """The content of a file."""
+        return drive(self._runner, calls.loading(path))
+
+    def read_text(self, path: AnyPath, encoding: str = "utf-8") -> str:
+        """The content of a text file."""
+        return self.read_bytes(path).decode(encoding)
+
+    def write_bytes(self, path: AnyPath, data: Content, *, durable: bool = False) -> int:
+        """Make `data` the file's content, all of it or an error; `durable`: on the disk on return."""
+        return drive(self._runner, calls.saving(path, data, mode="w", durable=durable))
+
+    def write_text(self, path: AnyPath, text: str, encoding: str = "utf-8", *, durable: bool = False) -> int:
+        """Make `text` the file's content; returns the count of bytes."""
+        return self.write_bytes(path, text.encode(encoding), durable=durable)
+
+    def put(self, local: str | PathLike[str], path: AnyPath, *, durable: bool = False) -> int:
+        """Copy a file of this machine into the cloud; returns the count of bytes."""
+        with Path(local).open("rb", buffering=0) as source, self.open(path, "wb", buffering=0) as target:
+            count = 0
+            while piece := source.read(FILE_CHUNK_BYTES):
+                plan = calls.writing_whole(_raw(target).descriptor, piece, count)
+                count += drive(self._runner, plan)
+            if durable:
+                self.sync(target)
+        return count
+
+    def get(self, path: AnyPath, local: str | PathLike[str]) -> int:
+        """Copy a file of the cloud to this machine; returns the count of bytes."""
+        with self.open(path, "rb") as source, Path(local).open("wb") as target:
+            shutil.copyfileobj(source, target, FILE_CHUNK_BYTES)
+            return target.tell()
+
+    # --- the calls ----------------------------------------------------------------------------
+
+    def open_descriptor(self, path: AnyPath, mode: str | None = None) -> int:
+        """`virgo_open`: without a mode read-write, created when absent, not truncated."""
+        return self._runner.run(calls.open_file(path, mode))
+
+    def read(self, descriptor: int, size: int, position: int) -> bytes:
+        """`virgo_read`: fewer bytes than asked only at the end of the file."""
+        return drive(self._runner, calls.reading(descriptor, size, position))
+
+    def write(self, descriptor: int, data: Content, position: int) -> int:
+        """`virgo_write`: the count written, less than given only if the disk filled in the middle."""
+        return drive(self._runner, calls.writing(descriptor, data, position))
+
+    def close(self, descriptor: int) -> None:
+        """`virgo_close`."""
+        self._runner.run(calls.close_file(descriptor))
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Set the size of an open file."""
+        self._runner.run(calls.truncate_file(descriptor, size))
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the connected node's files."""
+        return self._runner.run(calls.stats())
+
+
+def _raw(file: Any) -> RemoteFile:
+    assert isinstance(file, RemoteFile)
+    return file
+
+
+class AsyncFilesClient:
+    """The cloud's files for asyncio: the same operations with `await`; no file objects."""
+
+    def __init__(self, runner: AsyncRunner) -> None:
+        self._runner = runner
+
+    def __repr__(self) -> str:
+        return f"<AsyncFilesClient {self._runner!r}>"
+
+    async def ls(self, path: AnyPath = "/") -> list[FileStatus]:
+        """See `FilesClient.ls`."""
+        return await self._runner.run(calls.listing(path))
+
+    async def stat(self, path: AnyPath) -> FileStatus:
+        """See `FilesClient.stat`."""
+        return await self._runner.run(calls.status(path))
+
+    async def exists(self, path: AnyPath) -> bool:
+        """Whether the path names anything."""
+        try:
+            await self.stat(path)
+        except FileMissing:
+            return False
+        return True
+
+    async def remove(self, path: AnyPath) -> None:
+        """See `FilesClient.remove`."""
+        await self._runner.run(calls.change("REMOVE", path))
+
+    async def mkdir(self, path: AnyPath, *, exist_ok: bool = False) -> None:
+        """See `FilesClient.mkdir`."""
+        try:
+            await self._runner.run(calls.change("MKDIR", path))
+        except FileThere:
+            if not exist_ok or not (await self.stat(path)).is_directory:
+                raise
+
+    async def rename(self, path: AnyPath, new_path: str) -> None:
+        """See `FilesClient.rename`."""
+        await self._runner.run(calls.change("RENAME", path, new_path))
+
+    async def read_bytes(self, path: AnyPath) -> bytes:
+        """See `FilesClient.read_bytes`."""
+        return await drive_async(self._runner, calls.loading(path))
+
+    async def write_bytes(self, path: AnyPath, data: Content, *, durable: bool = False) -> int:
+        """See `FilesClient.write_bytes`."""
+        return await drive_async(self._runner, calls.saving(path, data, mode="w", durable=durable))
+
+    async def open_descriptor(self, path: AnyPath, mode: str | None = None) -> int:
+        """See `FilesClient.open_descriptor`."""
+        return await self._runner.run(calls.open_file(path, mode))
+
+    async def read(self, descriptor: int, size: int, position: int) -> bytes:
+        """See `FilesClient.read`."""
+        return await drive_async(self._runner, calls.reading(descriptor, size, position))
+
+    async def write(self, descriptor: int, data: Content, position: int) -> int:
+        """See `FilesClient.write`."""
+        return await drive_async(self._runner, calls.writing(descriptor, data, position))
+
+    async def close(self, descriptor: int) -> None:
+        """See `FilesClient.close`."""
+        await self._runner.run(calls.close_file(descriptor))
+
+    async def sync(self, descriptor: int) -> None:
+        """Wait until an open file is on the disk of its node."""
+        await self._runner.run(calls.sync_file(descriptor))
+
+    async def truncate(self, descriptor: int, size: int) -> None:
+        """Set the size of an open file."""
+        await self._runner.run(calls.truncate_file(descriptor, size))
+
+    async def stats(self) -> dict[str, Any]:
+        """Figures of the connected node's files."""
+        return await self._runner.run(calls.stats())

@@ -1,0 +1,7 @@
+"""What the Linux kernel offers without a patch, each facility behind a few plain functions.
+
+load        pressure, run queue, memory and disk of this machine
+ports       who holds a TCP port, and which ports the kernel gives away by itself
+process     processes by pid and start time, so that no signal hits a stranger
+systemd     readiness and watchdog notifications, and the unit of a node
+"""

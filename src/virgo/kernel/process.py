@@ -1,0 +1,141 @@
+"""A process as pid and start time, so that a signal never reaches a stranger.
+
+A pid is given again once its process is gone; a file that only remembers a pid may therefore name anyone.
+`ProcessMark` remembers when the process started too, and signals go through a pidfd that is opened
+before the mark is compared: the process behind it cannot be exchanged in between. Start times are clock
+ticks since a given boot, which a change of the wall clock does not move.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from virgo.errors import BadArgument, DeadlineExceeded, Denied, NotRunning
+from virgo.limits import PROCESS_KILL_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Ending = Literal["gone", "terminated", "killed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMark:
+    """One process and no other, even after a reboot.
+
+    Attributes:
+        pid: its process id.
+        started: boot and clock tick at which it started; text to be compared, not to be read.
+    """
+
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The mark of a living process. Raises NotRunning."""
+        started = _started(pid)
+        if started is None:
+            raise NotRunning(f"there is no process {pid}", hint="It has ended already.")
+        return cls(pid, started)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """The mark that `to_json` gave. Raises BadArgument."""
+        if (
+            not isinstance(value, dict)
+            or type(value.get("pid")) is not int
+            or not isinstance(value.get("started"), str)
+        ):
+            raise BadArgument(f"{str(value)[:80]!r} is not the mark of a process")
+        return cls(value["pid"], value["started"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The mark as a JSON object."""
+        return {"pid": self.pid, "started": self.started}
+
+    def alive(self) -> bool:
+        """Whether the process still runs; one that ended and waits to be reaped does not."""
+        return _started(self.pid) == self.started
+
+    def signal(self, number: signal.Signals | int) -> bool:
+        """Send a signal; False if the process is gone. Raises Denied."""
+        with _opened(self) as descriptor:
+            return descriptor is not None and _send(descriptor, self, number)
+
+
+def terminate(mark: ProcessMark, grace_s: float) -> Ending:
+    """End a process: SIGTERM, `grace_s` to finish, then SIGKILL. Blocks until it is gone.
+
+    Returns:
+        `gone` if it was not there, `terminated` if SIGTERM was enough, else `killed`.
+
+    Raises:
+        Denied: it belongs to another user.
+        DeadlineExceeded: it hangs in the kernel and does not even take SIGKILL.
+    """
+    with _opened(mark) as descriptor:
+        if descriptor is None or not _send(descriptor, mark, signal.SIGTERM):
+            return "gone"
+        if _ended(descriptor, grace_s):
+            return "terminated"
+        _send(descriptor, mark, signal.SIGKILL)
+        if _ended(descriptor, PROCESS_KILL_S):
+            return "killed"
+    raise DeadlineExceeded(
+        f"process {mark.pid} did not end within {PROCESS_KILL_S:.0f} s of SIGKILL",
+        hint="It waits in the kernel, for a disk or network file system perhaps; `ps` shows state D.",
+    )
+
+
+@contextmanager
+def _opened(mark: ProcessMark) -> Iterator[int | None]:
+    """A pidfd of exactly the marked process, or None if it is gone."""
+    try:
+        descriptor = os.pidfd_open(mark.pid) if mark.pid > 0 else None
+    except (ProcessLookupError, OverflowError):
+        descriptor = None
+    if descriptor is None:
+        yield None
+        return
+    try:
+        yield descriptor if mark.alive() else None
+    finally:
+        os.close(descriptor)
+
+
+def _send(descriptor: int, mark: ProcessMark, number: int) -> bool:
+    try:
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        raise Denied(
+            f"signal {number} may not be sent to process {mark.pid}", hint="It belongs to another user."
+        ) from None
+    return True
+
+
+def _ended(descriptor: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def _started(pid: int) -> str | None:
+    """Boot and start tick of a process; None if it is gone or only waits to be reaped."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name stands in parentheses and may hold any text, parentheses too: count from its end.
+    fields = text[text.rindex(")") + 2 :].split()
+    state, ticks = fields[0], fields[19]
+    return None if state in "ZX" else f"{boot[:8]}:{ticks}"

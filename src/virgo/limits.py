@@ -1,0 +1,226 @@
+"""Every bound in one place, each with its reason. Units are last in the name.
+
+Nothing here is a tuning knob of the data path; what an installation wants to change is in
+`virgo.config`. A request that meets a bound gets a typed error, never a cut-off result.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KiB: Final = 1024
+MiB: Final = 1024 * KiB
+GiB: Final = 1024 * MiB
+
+# --- wire -----------------------------------------------------------------------------------
+# One request may hold a whole value (1 GiB, as memcached allows) plus its command and context.
+REQUEST_BYTES_MAX: Final = 1 * GiB + 1 * MiB
+# Before AUTH a stranger gets no more room than a login needs.
+REQUEST_UNAUTHENTICATED_BYTES_MAX: Final = 16 * KiB
+# Arguments of one request: MSET of half a million pairs, as Redis allows (1024 * 1024).
+REQUEST_ARGUMENTS_MAX: Final = 1024 * KiB
+# A typed line is read by people and telnet; Redis has the same bound.
+INLINE_BYTES_MAX: Final = 64 * KiB
+# Requests of one connection that may be unanswered at once; past it the socket is not read.
+PIPELINE_DEPTH_MAX: Final = 100_000
+# Bytes of complete requests that wait behind one that is being awaited; past it likewise.
+QUEUED_BYTES_MAX: Final = 64 * MiB
+# After the client's last byte, the time in which running requests may still be answered.
+EOF_GRACE_S: Final = 2.0
+# Concurrent calls (clones) in flight on one connection; past it the socket is not read.
+CONCURRENT_CALLS_MAX: Final = 1_000
+# Reply bytes waiting for a slow reader before its connection is no longer read ...
+OUTPUT_PAUSE_BYTES: Final = 1 * MiB
+# ... and for how long it may refuse to drain before it is closed.
+OUTPUT_STALL_S: Final = 60.0
+# A connection that has not authenticated in this time is closed.
+LOGIN_S: Final = 30.0
+# An authenticated connection idle for this long is closed; pools reconnect without a word.
+IDLE_S: Final = 3600.0
+# Connections of one listener: below the usual file descriptor limit with room for files.
+CONNECTIONS_MAX: Final = 10_000
+# Default deadline of a client's request: long enough for a slow disk, short enough to notice.
+REQUEST_DEADLINE_S: Final = 30.0
+# A connection attempt to a peer; a dead host must be named within NODE_LOST_S.
+CONNECT_S: Final = 2.0
+# Connections kept idle per peer by a client's pool.
+POOL_IDLE_MAX: Final = 16
+
+# --- security -------------------------------------------------------------------------------
+# 256 bits: beyond guessing, so that no delay after a wrong token is needed.
+TOKEN_RANDOM_BYTES: Final = 32
+# A token that a user wrote by hand must not be guessable over a fast wire either.
+TOKEN_CHARS_MIN: Final = 16
+# A token's file: longer ones are some other file.
+TOKEN_FILE_BYTES_MAX: Final = 4 * KiB
+# Each login may look at all of them.
+TOKENS_MAX: Final = 1_000
+# An authority outlives the machines that it was made for; certificates are renewed meanwhile.
+AUTHORITY_DAYS: Final = 3650
+CERTIFICATE_DAYS: Final = 730
+# Certificates are valid from a little before they are made: clocks of machines differ.
+CERTIFICATE_BACKDATE_S: Final = 3600
+# Names and addresses of one machine.
+CERTIFICATE_HOSTS_MAX: Final = 100
+
+# --- membership -----------------------------------------------------------------------------
+# A node says it lives once a second ...
+MEMBER_BEAT_S: Final = 1.0
+# ... and is dead for the others after three missed beats, so that a death is seen within 5 s.
+MEMBER_LEASE_S: Final = 3.5
+# The promise to callers: a lost node is an error within this time.
+NODE_LOST_S: Final = 5.0
+# 15 bits of every id name its node, and a number is never given to a second node.
+NODES_MAX: Final = 32_767
+NAME_CHARS_MAX: Final = 63
+# Nodes of one machine are for trying things out: each is several processes and six ports.
+LOCAL_NODES_MAX: Final = 64
+
+# --- memory ---------------------------------------------------------------------------------
+# The piece in which large regions are spread over nodes; also one message between nodes.
+MEMORY_CHUNK_BYTES: Final = 4 * MiB
+# The largest region: a value is held whole in a request.
+MEMORY_REGION_BYTES_MAX: Final = 1 * GiB
+# LMDB's compiled-in bound on a key.
+MEMORY_KEY_BYTES_MAX: Final = 500
+# Slots that keys hash to; a slot is the unit of placement. 2 bytes each in one register.
+MEMORY_SLOTS: Final = 4096
+# Slots that a node takes beyond those wanted, so that loading many keys costs tens, not thousands, of
+# engine writes; small enough that several nodes loading at once share the table.
+MEMORY_SLOTS_AHEAD: Final = 64
+# Chunks in flight for one get or set of a spread region: enough to keep several nodes busy, and with the
+# chunk size a bound on what one request adds to the node's own memory.
+MEMORY_CHUNKS_PARALLEL: Final = 8
+# Nodes asked for their room before a spread region is placed; the freest by their last report.
+MEMORY_NODES_ASKED_MAX: Final = 64
+# Attempts to place a set's chunks on other nodes when some turn out lost or full.
+MEMORY_PLACE_ATTEMPTS_MAX: Final = 5
+# Attempts of a get that concurrent sets overtake, before it takes its turn among them.
+MEMORY_GET_ATTEMPTS_MAX: Final = 3
+# Processes and threads that may read one node's mapped store at once; 64 bytes each.
+MEMORY_READERS_MAX: Final = 4096
+# Slots of readers that died are freed this often; until then what they saw is kept.
+MEMORY_READERS_CHECK_S: Final = 10.0
+# Chunks whose set died midway are looked for this often.
+MEMORY_SWEEP_S: Final = 60.0
+# Regions that a sweep asks a home about in one request.
+MEMORY_SWEEP_REGIONS_MAX: Final = 1_000
+# Keys past their time are invisible at once and removed in rounds of this many ...
+MEMORY_EXPIRE_KEYS_MAX: Final = 1_000
+# ... this often.
+MEMORY_EXPIRE_S: Final = 1.0
+# Ids are reserved on disk in blocks, so that none is given twice even if the pool itself is lost.
+MEMORY_SERIALS_BLOCK: Final = 1_000_000
+# Keys of one answer to SCAN; a client that asks for more gets them in turns.
+MEMORY_SCAN_KEYS_MAX: Final = 100_000
+
+# --- processors -----------------------------------------------------------------------------
+# Calls waiting on one node for a worker; past it callers are told that it is busy.
+CALLS_WAITING_MAX: Final = 100_000
+# A call's own time limit: a month is no limit, and more would not fit a context.
+CALL_TIMEOUT_MS_MAX: Final = 31 * 24 * 3600 * 1000
+# Repetitions after lost nodes: more means that the cloud is ill.
+CALL_RETRIES_MAX: Final = 1000
+# Worker processes of one node, nested calls included: recursion must end before the machine.
+WORKERS_MAX: Final = 256
+# From SIGTERM to SIGKILL for a cancelled call.
+CALL_TERMINATE_S: Final = 2.0
+# Output of an allowlisted program; one that writes more is stopped, and the error says so.
+PROGRAM_OUTPUT_BYTES_MAX: Final = 16 * MiB
+# A template imports modules of the user's choice before its first worker: time for that.
+TEMPLATE_START_S: Final = 60.0
+# From the end of a worker's connection to the report of how it ended.
+WORKER_STATUS_S: Final = 1.0
+# Shipped functions that a worker keeps; the least recently used goes.
+FUNCTIONS_CACHED_MAX: Final = 1_000
+# Text of a remote exception in a message; its traceback may have 16 times that.
+ERROR_TEXT_CHARS_MAX: Final = 4_000
+# What workers write to stdout and stderr; the file is emptied when it has grown past this.
+WORKER_LOG_BYTES_MAX: Final = 64 * MiB
+# A published function that was looked up this recently is not looked up again (a signal tells earlier).
+EXPORT_FRESH_S: Final = 5.0
+# Results handed to a client in one reply: enough to amortise it, not enough to hold up the next.
+COLLECT_CALLS_MAX: Final = 1_000
+COLLECT_BYTES_MAX: Final = 4 * MiB
+# Calls that a client hands in by one pipeline: the node answers other clients in between.
+SUBMIT_CALLS_MAX: Final = 500
+SUBMIT_BYTES_MAX: Final = 8 * MiB
+# Calls in flight of one asyncio client; each has a connection of its own.
+ASYNC_CALLS_MAX: Final = 64
+# How long COLLECT waits before it answers with nothing ...
+COLLECT_WAIT_S: Final = 20.0
+# ... and how long a client may leave its results uncollected before its calls are cancelled.
+COLLECT_GRACE_S: Final = 30.0
+
+# --- files ----------------------------------------------------------------------------------
+# One read or write; larger ones are split by the client.
+FILE_IO_BYTES_MAX: Final = 64 * MiB
+# Descriptors of one node, persisted in its table.
+DESCRIPTORS_MAX: Final = 100_000
+# Of these, how many are open in the kernel at once; the rest are reopened on use.
+DESCRIPTORS_LIVE_MAX: Final = 512
+PATH_BYTES_MAX: Final = 4096
+# Entries of one directory listing.
+LISTING_ENTRIES_MAX: Final = 1_000_000
+# The kernel's bound on one name in a path (NAME_MAX of every Linux file system).
+FILE_NAME_BYTES_MAX: Final = 255
+# A placed path is kept in the name of a register (512 bytes), behind its prefix.
+PLACED_PATH_BYTES_MAX: Final = 480
+# Cached reads up to this size are answered by the event loop itself: a copy of about 100 us.
+FILE_CACHED_READ_BYTES_MAX: Final = 1 * MiB
+# The piece in which clients move whole files: large for the disk, small beside other requests.
+FILE_CHUNK_BYTES: Final = 4 * MiB
+# Pieces that a client has on the way at once.
+FILE_CHUNKS_AHEAD: Final = 4
+# Buffer of a file object: one trip to a remote node per MiB.
+FILE_BUFFER_BYTES: Final = 1 * MiB
+# Threads of one node that wait for disks.
+FILE_THREADS_MAX: Final = 8
+# Serials set aside per fsync, so that a descriptor is never given twice, even after power loss.
+DESCRIPTOR_SERIALS_RESERVED: Final = 65_536
+# Lines of the descriptor table beyond its entries before it is written anew.
+DESCRIPTOR_LINES_SPARE_MAX: Final = 20_000
+# Times that a placed path is looked up again when it moves under the request.
+PLACEMENT_ATTEMPTS_MAX: Final = 8
+
+# --- engine ---------------------------------------------------------------------------------
+# The engine's own bound on one message, with room for headers.
+LOG_ENTRY_BYTES_MAX: Final = 1 * MiB - 8 * KiB
+REGISTER_BYTES_MAX: Final = LOG_ENTRY_BYTES_MAX
+# Entries of one append: the engine's bound on a batch, and 10 bits of an entry's sequence count them.
+LOG_BATCH_ENTRIES_MAX: Final = 1_000
+# Answer expected from the engine; an election takes up to 9 s.
+ENGINE_REQUEST_S: Final = 10.0
+# Names of logs, registers, leases and signals; encoded, three times as long, they fit the engine's line.
+ENGINE_NAME_BYTES_MAX: Final = 512
+# All entries of one append together: the engine stages and syncs them within ENGINE_REQUEST_S.
+LOG_BATCH_BYTES_MAX: Final = 64 * MiB
+# Messages of one subscription that wait for its handler; past it the newest are dropped, and it is said.
+ENGINE_PENDING_BYTES_MAX: Final = 128 * MiB
+# Requests that one server of a signal works on at once; further ones wait their turn.
+SIGNAL_REQUESTS_MAX: Final = 256
+# From its start until the embedded engine serves: it reads its whole store first.
+ENGINE_START_S: Final = 60.0
+# Share of the free disk that the embedded engine may fill.
+ENGINE_DISK_SHARE: Final = 0.75
+# One answer of the engine's monitoring port.
+ENGINE_MONITOR_BYTES_MAX: Final = 16 * MiB
+LEASE_TTL_S_MIN: Final = 3.0
+# The engine takes whole seconds in 32 bits; a lease of more than a day is a register.
+LEASE_TTL_S_MAX: Final = 86_400.0
+# A holder counts its lease as lost this much earlier than the server: for clocks that do not run alike.
+LEASE_MARGIN_S: Final = 0.1
+
+# --- node -----------------------------------------------------------------------------------
+# Time for a node to serve after its process starts.
+NODE_START_S: Final = 30.0
+# Time for a node to finish what it has in hand after SIGTERM.
+NODE_STOP_S: Final = 5.0
+# A process that dies again and again is restarted ever more slowly, up to this.
+RESTART_BACKOFF_S_MAX: Final = 30.0
+# A clock that is ahead by more than this is refused, lest one bad clock drag all along.
+CLOCK_SKEW_MS_MAX: Final = 60_000
+# A process that SIGKILL has not ended in this time hangs in the kernel; say so instead of waiting.
+PROCESS_KILL_S: Final = 10.0
+# The service manager restarts a node that has been silent for so long; a slow one is not shot.
+WATCHDOG_S: Final = 30.0

@@ -1,0 +1,210 @@
+"""Requests of the memory module and the meaning of their answers, for both clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+from virgo.errors import BadArgument
+from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_SLOTS
+from virgo.members import SERIAL_BITS
+from virgo.memory import core
+from virgo.memory.mapped import open_mapped
+from virgo.wire.call import Argument, Call, as_nothing
+
+Key = bytes | str
+Data = bytes | bytearray | memoryview
+MISSING: Any = object()
+
+
+class RegionInfo(msgspec.Struct, frozen=True):
+    """A region as its home describes it.
+
+    Attributes:
+        size: declared bytes.
+        length: bytes of the value.
+        node: name of its home.
+        nodes: numbers of the nodes that have its chunks; empty for a plain region.
+    """
+
+    id: int
+    size: int
+    length: int
+    node: str
+    nodes: list[int] = []
+
+
+class LocalInfo(msgspec.Struct, frozen=True):
+    """How a node's store can be mapped on its machine."""
+
+    number: int
+    directory: str
+    identity: str
+    map_bytes: int
+
+
+def encode_key(key: Key) -> bytes:
+    """Keys are bytes; text is UTF-8."""
+    return key if type(key) is bytes else _other_key(key)
+
+
+def _other_key(key: Any) -> bytes:
+    if isinstance(key, str):
+        return key.encode("utf-8", "surrogateescape")
+    if isinstance(key, (bytes, bytearray, memoryview)):
+        return bytes(key)
+    raise BadArgument(f"a key is bytes or str, not {type(key).__name__}")
+
+
+def encode_data(data: Data) -> bytes:
+    """Values are bytes."""
+    if type(data) is bytes:
+        return data
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    raise BadArgument(
+        f"a value is bytes, not {type(data).__name__}", hint="Encode it first, e.g. with pickle."
+    )
+
+
+def as_is(reply: Any) -> Any:
+    """Decode what needs no decoding."""
+    return reply
+
+
+def malloc(size: int, node: str | None) -> Call[int]:
+    """Allocate; answers the id."""
+    return Call(("VIRGO_MALLOC", size, *(("NODE", node) if node else ())), int)
+
+
+def set_region(identifier: int, data: Data) -> Call[None]:
+    """Replace a region's value."""
+    return Call(("VIRGO_SET", identifier, encode_data(data)), as_nothing)
+
+
+def get_region(identifier: int) -> Call[bytes]:
+    """A region's value."""
+    return Call(("VIRGO_GET", identifier), as_is)
+
+
+def free_region(identifier: int) -> Call[None]:
+    """Free a region."""
+    return Call(("VIRGO_FREE", identifier), as_nothing)
+
+
+def describe(identifier: int) -> Call[RegionInfo]:
+    """What its home knows of a region."""
+    return Call(("MEMORY.REGION", identifier), lambda reply: msgspec.json.decode(reply, type=RegionInfo))
+
+
+def get_key(key: bytes) -> Call[bytes | None]:
+    """A key's value or None."""
+    return Call(("GET", key), as_is)
+
+
+def set_key(key: Key, value: Data, ttl_s: float | None, only_if: str) -> Call[bool]:
+    """Set a key; answers whether it was set."""
+    options: list[Argument] = []
+    if ttl_s is not None:
+        options += ["PX", max(1, round(ttl_s * 1000))]
+    if only_if:
+        flag = {"absent": "NX", "present": "XX"}.get(only_if)
+        if flag is None:
+            raise BadArgument(f"only_if is 'absent' or 'present', not {only_if!r}")
+        options.append(flag)
+    return Call(("SET", encode_key(key), encode_data(value), *options), lambda reply: reply is not None)
+
+
+def take_key(key: Key) -> Call[bytes | None]:
+    """A key's value, deleting it."""
+    return Call(("GETDEL", encode_key(key)), as_is)
+
+
+def delete_keys(keys: Iterable[Key]) -> Call[int]:
+    """Delete; answers how many there were."""
+    return Call(("DEL", *map(encode_key, keys)), int)
+
+
+def exists(key: bytes) -> Call[bool]:
+    """Whether the key is there."""
+    return Call(("EXISTS", key), bool)
+
+
+def get_keys(keys: Iterable[Key]) -> Call[list[bytes | None]]:
+    """The values of keys."""
+    return Call(("MGET", *map(encode_key, keys)), as_is)
+
+
+def set_keys(items: Iterable[tuple[Key, Data]]) -> Call[None]:
+    """Set keys."""
+    flat = [part for key, value in items for part in (encode_key(key), encode_data(value))]
+    return Call(("MSET", *flat), as_nothing)
+
+
+def count_keys() -> Call[int]:
+    """How many keys there are."""
+    return Call(("DBSIZE",), int)
+
+
+def scan(cursor: int, count: int) -> Call[tuple[int, list[bytes]]]:
+    """Some keys, and the cursor to go on with; 0 at the end."""
+    return Call(("SCAN", cursor, "COUNT", count), lambda reply: (int(reply[0]), reply[1]))
+
+
+def flush() -> Call[None]:
+    """Delete all keys."""
+    return Call(("FLUSHDB",), as_nothing)
+
+
+def stats() -> Call[dict[str, Any]]:
+    """Figures of the connected node's pool."""
+    return Call(("MEMORY.STATS",), msgspec.json.decode)
+
+
+LOCAL: Call[LocalInfo] = Call(("MEMORY.LOCAL",), lambda reply: msgspec.json.decode(reply, type=LocalInfo))
+SLOTS: Call[list[int]] = Call(("MEMORY.SLOTS",), core.decode_table)
+
+
+class Local:
+    """The connected node's store as read from here, and which keys are in it.
+
+    Raises:
+        NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
+    """
+
+    __slots__ = ("_data", "_key", "_number", "_table")
+
+    def __init__(self, info: LocalInfo, table: list[int]) -> None:
+        self._number = info.number
+        self._table = table
+        mapped = open_mapped(info.directory, info.identity, info.map_bytes)
+        self._key = mapped.key
+        self._data = mapped.data
+
+    def __repr__(self) -> str:
+        return f"<Local of node {self._number}>"
+
+    def key(self, key: bytes) -> Any:
+        """A key's value or None; MISSING if the node is to be asked."""
+        slot = crc32(key) % MEMORY_SLOTS
+        if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
+            return MISSING
+        return self._key(core.SLOT_PREFIXES[slot] + key)
+
+    def region(self, identifier: int) -> Any:
+        """A plain region's value; MISSING if the node is to be asked."""
+        if identifier >> SERIAL_BITS != self._number:
+            return MISSING
+        found = self._data(identifier)
+        return MISSING if found is None else found
+
+    def lacks(self, key: bytes) -> bool:
+        """Whether the table does not say yet where the key is."""
+        return not self._table[crc32(key) % MEMORY_SLOTS]
+
+    def learn(self, table: list[int]) -> None:
+        """Take a newer table; what it adds stays true."""
+        self._table = table

@@ -1,0 +1,285 @@
+"""Memory as users hold it: `cloud.memory`, blocking and for asyncio.
+
+    cloud.memory["greeting"] = b"hello"
+    with cloud.memory.malloc(100) as region:
+        region.set(b"data")
+
+`cloud.memory` is a mapping of keys (bytes, or text as UTF-8) to bytes, over all nodes; a region is memory
+of a declared size with a cloud-unique id. When the connected node is on this machine and its files may be
+read, what it holds is read by mapping, with nobody in between; such reads are not in its figures of hits
+and misses. Everything else goes through the node.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from types import TracebackType
+from typing import Any
+
+from virgo.errors import NotRunning, UnknownCommand
+from virgo.memory import calls
+from virgo.memory.aclient import AsyncMemoryClient, AsyncRegion
+from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo
+from virgo.wire.call import Runner
+
+__all__ = ["AsyncMemoryClient", "AsyncRegion", "MemoryClient", "Region", "RegionInfo"]
+
+_SCAN_KEYS = 1000
+_TABLE_AGE_S_MIN = 0.05  # the slot table is not asked for more often
+
+
+class Region:
+    """An allocation. As a context manager it is freed at the end of the block.
+
+    Attributes:
+        id: unique in the cloud, and never given again.
+        size: declared bytes: the longest value.
+    """
+
+    __slots__ = ("_client", "_info", "_size", "id")
+
+    def __init__(self, client: MemoryClient, identifier: int, size: int | None = None) -> None:
+        self._client = client
+        self._info: RegionInfo | None = None
+        self._size = size
+        self.id = identifier
+
+    def __repr__(self) -> str:
+        return f"<Region {self.id:#x}{'' if self._size is None else f' of {self._size} bytes'}>"
+
+    def __enter__(self) -> Region:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.free()
+
+    @property
+    def size(self) -> int:
+        """Declared bytes."""
+        if self._size is None:
+            self._size = self.stats().size
+        return self._size
+
+    @property
+    def node(self) -> str:
+        """Name of its home node."""
+        if self._info is None:
+            self._info = self.stats()
+        return self._info.node
+
+    def stats(self) -> RegionInfo:
+        """What its home knows of it now. Raises UnknownId, NodeLost."""
+        return self._client.describe(self.id)
+
+    def set(self, data: Data) -> None:
+        """Replace the value; readers see the old or the new one, whole.
+
+        Raises:
+            TooLarge: longer than the region. UnknownId: freed. NodeLost, PoolFull, DiskFull.
+        """
+        self._client.set_region(self.id, data)
+
+    def get(self) -> bytes:
+        """The value; b"" before the first set. Raises UnknownId, NodeLost."""
+        return self._client.get_region(self.id)
+
+    def free(self) -> None:
+        """Give the memory back. Raises UnknownId if it was freed already."""
+        self._client.free_region(self.id)
+
+
+class MemoryClient(MutableMapping[Key, bytes]):
+    """The cloud's memory, through one node. Safe for use from several threads, and after a fork.
+
+    Args:
+        runner: runs the calls.
+        mapped: whether to read by mapping where that is possible.
+    """
+
+    def __init__(self, runner: Runner, *, mapped: bool = True) -> None:
+        self._runner = runner
+        self._local: Local | None = None
+        self._seek_local = mapped
+        self._table_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<MemoryClient {self._runner!r}{' mapped' if self._local is not None else ''}>"
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the connected node's store is read by mapping."""
+        return (self._local or self._attach()) is not None
+
+    def _attach(self) -> Local | None:
+        if self._seek_local:
+            try:
+                self._local = Local(self._runner.run(calls.LOCAL), self._runner.run(calls.SLOTS))
+            except (NotRunning, UnknownCommand):
+                self._local = None
+            self._seek_local = False
+        return self._local
+
+    # --- regions ------------------------------------------------------------------------------
+
+    def malloc(self, size: int, *, node: str | None = None) -> Region:
+        """Allocate a region.
+
+        One larger than a chunk (4 MiB) is spread over the nodes. Otherwise it lies on the connected node
+        while that has room, else on another; `node` names the one on which it is to lie whole.
+
+        Raises:
+            BadArgument, TooLarge: not 1 byte to 1 GiB. PoolFull: no room. NoNode: no such node is up.
+        """
+        return Region(self, self._runner.run(calls.malloc(size, node)), size)
+
+    def region(self, identifier: int) -> Region:
+        """The region of an id that someone else allocated."""
+        return Region(self, identifier)
+
+    def get_region(self, identifier: int) -> bytes:
+        """A region's value; b"" before the first set. Raises UnknownId, NodeLost."""
+        local = self._local or self._attach()
+        if local is not None:
+            try:
+                found = local.region(identifier)
+            except NotRunning:
+                self._local = None
+            else:
+                if found is not MISSING:
+                    return found  # type: ignore[no-any-return]
+        return self._runner.run(calls.get_region(identifier))
+
+    def set_region(self, identifier: int, data: Data) -> None:
+        """Replace a region's value."""
+        self._runner.run(calls.set_region(identifier, data))
+
+    def free_region(self, identifier: int) -> None:
+        """Free a region."""
+        self._runner.run(calls.free_region(identifier))
+
+    def describe(self, identifier: int) -> RegionInfo:
+        """What its home knows of a region."""
+        return self._runner.run(calls.describe(identifier))
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def _ask(self, key: Key) -> bytes | None:
+        """A key's value from the node, for those that are not mapped or not here."""
+        raw = calls.encode_key(key)
+        found = self._runner.run(calls.get_key(raw))
+        local = self._local
+        if found is not None and local is not None and local.lacks(raw):
+            self._renew_table(local)
+        return found
+
+    def _renew_table(self, local: Local) -> None:
+        if time.monotonic() - self._table_at >= _TABLE_AGE_S_MIN:
+            self._table_at = time.monotonic()
+            local.learn(self._runner.run(calls.SLOTS))
+
+    def _find(self, key: Key) -> bytes | None:
+        local = self._local or self._attach()
+        if local is None:
+            return self._ask(key)
+        try:
+            found = local.key(key if type(key) is bytes else calls.encode_key(key))
+        except NotRunning:
+            self._local = None
+            return self._ask(key)
+        return self._ask(key) if found is MISSING else found
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The value of a key, or `default`. Raises NodeLost: absence is never guessed."""
+        found = self._find(key)
+        return default if found is None else found
+
+    def set(self, key: Key, value: Data, *, ttl_s: float | None = None, only_if: str = "") -> bool:
+        """Set a key; returns whether it was set.
+
+        Args:
+            key: bytes or text, at most 500 bytes.
+            value: bytes.
+            ttl_s: it expires after so many seconds.
+            only_if: `absent` or `present`: set it only then.
+        """
+        return self._runner.run(calls.set_key(key, value, ttl_s, only_if))
+
+    def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes]:
+        """The values of those keys that are there."""
+        wanted = list(keys)
+        values = self._runner.run(calls.get_keys(wanted)) if wanted else []
+        return {key: value for key, value in zip(wanted, values, strict=True) if value is not None}
+
+    def set_many(self, items: Mapping[Key, Data] | Iterable[tuple[Key, Data]]) -> None:
+        """Set several keys in one request; each node's part is atomic, the whole is not."""
+        pairs = list(items.items() if isinstance(items, Mapping) else items)
+        if pairs:
+            self._runner.run(calls.set_keys(pairs))
+
+    def delete(self, *keys: Key) -> int:
+        """Delete keys; returns how many there were."""
+        return self._runner.run(calls.delete_keys(keys)) if keys else 0
+
+    def pop(self, key: Key, default: Any = MISSING) -> Any:
+        """The value of a key, which is deleted, in one step."""
+        found = self._runner.run(calls.take_key(key))
+        if found is not None:
+            return found
+        if default is MISSING:
+            raise KeyError(key)
+        return default
+
+    def clear(self) -> None:
+        """Delete all keys of the cloud; regions stay."""
+        self._runner.run(calls.flush())
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the connected node's pool."""
+        return self._runner.run(calls.stats())
+
+    def __getitem__(self, key: Key) -> bytes:
+        found = self._find(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def __setitem__(self, key: Key, value: Data) -> None:
+        self._runner.run(calls.set_key(key, value, None, ""))
+
+    def __delitem__(self, key: Key) -> None:
+        if not self._runner.run(calls.delete_keys([key])):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, (bytes, str)):
+            return False
+        raw = calls.encode_key(key)
+        local = self._local or self._attach()
+        if local is not None:
+            try:
+                found = local.key(raw)
+            except NotRunning:
+                self._local = None
+            else:
+                if found is not MISSING:
+                    return found is not None
+        return self._runner.run(calls.exists(raw))
+
+    def __iter__(self) -> Iterator[bytes]:
+        """All keys, as bytes. One that is there from beginning to end comes once."""
+        cursor = 0
+        while True:
+            cursor, keys = self._runner.run(calls.scan(cursor, _SCAN_KEYS))
+            yield from keys
+            if not cursor:
+                return
+
+    def __len__(self) -> int:
+        return self._runner.run(calls.count_keys())
+
+    def close(self) -> None:
+        """Let go of the map; the runner is the caller's."""
+        self._local = None

@@ -1,0 +1,219 @@
+"""A node's store as mapped by other processes of its machine: reads with nobody in between.
+
+Promises: what is read is a whole value that was acknowledged, as of some moment during the read; a process
+maps a store once, whatever number of clients share it; before a fork the map is closed, and parent and
+child each map anew when they next read.
+
+Does not write, and does not know which node holds what: that is the client's business.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+import weakref
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import lmdb
+
+from virgo.errors import NotRunning
+from virgo.limits import MEMORY_READERS_MAX
+from virgo.memory import core
+from virgo.memory.store import DATABASES, IDENTITY
+
+_pack_id = struct.Struct(">Q").pack
+_maps: weakref.WeakValueDictionary[str, Mapped] = weakref.WeakValueDictionary()
+_registry = threading.RLock()
+_CHECK_S = 1.0  # how often to look whether the files are still the same ones
+_CLOSE_WAIT_S = 1.0  # closing waits for the reads of other threads, which take microseconds
+
+
+class Mapped:
+    """The store in `directory`, mapped for reading.
+
+    A read says that it is going on by an entry in `_active` and needs no lock, for a lock costs as much as
+    a third of the read; whoever closes the map first takes `_begin` away and then waits for the entries
+    to go. Under the interpreter's lock each of these steps is atomic.
+
+    Args:
+        directory: of the store.
+        identity: the store's, so that another one that happens to have the same path is not mistaken for it.
+        map_bytes: its address space.
+
+    Raises:
+        NotRunning: it cannot be mapped from here; ask the node instead.
+    """
+
+    def __init__(self, directory: str, identity: str, map_bytes: int) -> None:
+        self.directory = directory
+        self.identity = identity
+        self._data_path = Path(directory) / "data.mdb"
+        self._map_bytes = map_bytes
+        self._opening = threading.RLock()
+        self._active: list[None] = []
+        self._enter, self._leave = self._active.append, self._active.pop
+        self._env: Any = None
+        self._begin: Any = None
+        self._keys: Any = None
+        self._data: Any = None
+        self._inode = 0
+        self._check_at = 0.0
+        with self._opening:
+            self._open()
+
+    def __repr__(self) -> str:
+        return f"<Mapped {self.directory} {'open' if self._env is not None else 'closed'}>"
+
+    def key(self, stored: bytes) -> bytes | None:
+        """The value of a key, None if it is absent. Raises NotRunning."""
+        self._enter(None)
+        try:
+            if monotonic() > self._check_at:
+                raise _Stale
+            record = self._begin(self._keys).get(stored)
+        except (_Stale, TypeError, lmdb.Error):
+            record = self._retry("_keys", stored)
+        finally:
+            self._leave()
+        if record is None:
+            return None
+        if record[0] == 0:
+            return record[1:]  # type: ignore[no-any-return]
+        value, expires_ms = core.decode_value(record)
+        return None if expires_ms <= time.time_ns() // 1_000_000 else value
+
+    def data(self, identifier: int) -> bytes | None:
+        """The value of a plain region, None if it has none. Raises NotRunning."""
+        self._enter(None)
+        try:
+            if monotonic() > self._check_at:
+                raise _Stale
+            found: bytes | None = self._begin(self._data).get(_pack_id(identifier))
+        except (_Stale, TypeError, lmdb.Error):
+            found = self._retry("_data", _pack_id(identifier))
+        finally:
+            self._leave()
+        return found
+
+    def close(self) -> None:
+        """Unmap; the next read maps again."""
+        with self._opening:
+            self._close()
+
+    def _retry(self, database: str, key: bytes) -> Any:
+        """A read that found the map closed, unchecked, or too small for what the node has written."""
+        self._leave()  # while waiting for the right to open, it must not be waited for
+        try:
+            with self._opening:
+                if self._env is not None and not self._same_files():
+                    self._close()
+                if self._env is None:
+                    self._open()
+                self._check_at = monotonic() + _CHECK_S
+                try:
+                    return self._begin(getattr(self, database)).get(key)
+                except lmdb.MapResizedError:
+                    self._close()
+                    self._open()
+                    return self._begin(getattr(self, database)).get(key)
+        except lmdb.Error as error:
+            raise NotRunning(f"{self.directory} cannot be read: {error}") from error
+        finally:
+            self._enter(None)
+
+    def _same_files(self) -> bool:
+        """Whether these are still the files of the path: a cloud may have been removed and made anew."""
+        try:
+            return self._data_path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    def _open(self) -> None:
+        """Map and check whose it is."""
+        try:
+            # A reader that made a lock file would make it with its own settings.
+            if not (Path(self.directory) / "lock.mdb").exists():
+                raise NotRunning(f"{self.directory} holds no store")
+            inode = self._data_path.stat().st_ino
+            env = lmdb.open(
+                self.directory,
+                map_size=self._map_bytes,
+                max_dbs=len(DATABASES),
+                max_readers=MEMORY_READERS_MAX,
+                readonly=True,
+                create=False,
+            )
+        except (OSError, lmdb.Error) as error:
+            raise NotRunning(f"{self.directory} cannot be mapped: {error}") from error
+        try:
+            with env.begin() as txn:
+                if txn.get(IDENTITY) != self.identity.encode():
+                    raise NotRunning(f"{self.directory} is another store")
+            self._keys, self._data = (env.open_db(name, create=False) for name in (b"keys", b"data"))
+        except lmdb.Error as error:
+            env.close()
+            raise NotRunning(f"{self.directory} cannot be read: {error}") from error
+        except NotRunning:
+            env.close()
+            raise
+        self._env, self._inode, self._check_at = env, inode, monotonic() + _CHECK_S
+        self._begin = env.begin
+
+    def _close(self) -> None:
+        """Unmap once no read goes on. `_opening` is held, so none begins anew."""
+        env, self._env, self._begin, self._check_at = self._env, None, None, 0.0
+        if env is None:
+            return
+        deadline = monotonic() + _CLOSE_WAIT_S
+        while self._active:
+            if monotonic() > deadline:
+                _abandoned.append(env)  # a read hangs, on a dying disk for one: never unmap under it
+                return
+            time.sleep(0)
+        env.close()
+
+
+class _Stale(Exception):
+    """It is time to look whether the files are still the same ones."""
+
+
+_abandoned: list[Any] = []
+
+
+def open_mapped(directory: str, identity: str, map_bytes: int) -> Mapped:
+    """The process's map of that store. Raises NotRunning."""
+    with _registry:
+        found = _maps.get(directory)
+        if found is not None and found.identity != identity:
+            found.close()
+            found = None
+        if found is None:
+            found = Mapped(directory, identity, map_bytes)
+            _maps[directory] = found
+        return found
+
+
+_forking: list[Mapped] = []
+
+
+def _before_fork() -> None:
+    """A child must not share its parent's places in the reader table, so there are none when it begins."""
+    _registry.acquire()
+    _forking[:] = list(_maps.values())
+    for each in _forking:
+        each._opening.acquire()
+        each._close()
+
+
+def _after_fork() -> None:
+    for each in _forking:
+        each._opening.release()
+    _forking.clear()
+    _registry.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -1,0 +1,222 @@
+"""VIRGO_MALLOC, VIRGO_SET, VIRGO_GET, VIRGO_FREE on any node, for regions of any node.
+
+The top bits of an id name the region's home; another node passes the command on to it. A plain region of
+this node is handled at once, in the batch of the chunk; `spread` has those larger than a chunk.
+
+A region that was never set reads as b"". A set replaces the whole value. Ids are never given twice, so a
+use after free and a double free are always UnknownId.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from virgo.errors import BadArgument, NodeLost, NoNode, PoolFull, UnknownId
+from virgo.limits import MEMORY_CHUNK_BYTES, MEMORY_PLACE_ATTEMPTS_MAX
+from virgo.members import Member, compose_id, node_of
+from virgo.memory import core
+from virgo.memory.batch import Batch
+from virgo.memory.core import Region
+from virgo.memory.spread import Spread
+from virgo.memory.store import Store
+from virgo.module import NodeServices
+from virgo.wire.args import integer, text
+from virgo.wire.commands import Command
+from virgo.wire.resp import OK, Encoded
+from virgo.wire.session import Session
+
+
+def unknown(identifier: int) -> UnknownId:
+    """The error for an id that leads nowhere."""
+    return UnknownId(f"no region has the id {identifier} ({identifier:#x})")
+
+
+class Regions:
+    """The four calls of one node."""
+
+    def __init__(self, node: NodeServices, store: Store, spread: Spread) -> None:
+        self._node = node
+        self._number = node.number
+        self._store = store
+        self._spread = spread
+        self._batch = store.batch
+
+    def __repr__(self) -> str:
+        return f"<Regions of node {self._number}>"
+
+    def commands(self) -> list[Command]:
+        """What is served."""
+        return [
+            Command(
+                *("VIRGO_MALLOC", self.malloc, "write", 1, 3),
+                concurrent=True,
+                writes=True,
+                usage="size [NODE name]",
+                summary="Allocate a region; answers its id.",
+            ),
+            Command(
+                *("VIRGO_SET", self.set, "write", 2, 2),
+                writes=True,
+                usage="id data",
+                summary="Replace a region's value.",
+            ),
+            Command("VIRGO_GET", self.get, "read", 1, 1, usage="id", summary="A region's value."),
+            Command("MEMORY.REGION", self.describe, "read", 1, 1, usage="id", summary="A region, as JSON."),
+            Command(
+                *("VIRGO_FREE", self.free, "write", 1, 1),
+                writes=True,
+                usage="id",
+                summary="Free a region; its id is never given again.",
+            ),
+        ]
+
+    def describe(self, session: Session, request: list[bytes]) -> Any:
+        """Figures of one region, as JSON."""
+        identifier = integer(request[1], "id")
+        if node_of(identifier) != self._number:
+            return self._forward(self._home(identifier), *request)
+        batch = session.batch(b"memory", self._batch)
+        region = batch.region(identifier)
+        if region is None:
+            raise unknown(identifier)
+        length = region.length if region.spread else len(batch.data(identifier) or b"")
+        figures = {
+            "id": identifier,
+            "size": region.size,
+            "length": length,
+            "node": self._node.name,
+            "nodes": sorted(set(region.plan)),
+        }
+        return msgspec.json.encode(figures)
+
+    # --- malloc -------------------------------------------------------------------------------
+
+    def malloc(self, session: Session, request: list[bytes]) -> Any:
+        """Here while there is room, else elsewhere; with NODE only there."""
+        size = integer(request[1], "size")
+        core.check_size(size)
+        pinned = self._pinned(request)
+        if pinned not in (0, self._number):
+            return self._forward(pinned, b"VIRGO_MALLOC", *request[1:])
+        if size > MEMORY_CHUNK_BYTES:
+            return self._spread.malloc(size, pinned=bool(pinned))
+        batch = session.batch(b"memory", self._batch)
+        if pinned or batch.room_bytes() >= size:
+            return self.malloc_here(batch, size)
+        return self._malloc_elsewhere(size)
+
+    def _pinned(self, request: list[bytes]) -> int:
+        """The number of the node that NODE names, 0 without it."""
+        if len(request) == 2:
+            return 0
+        if len(request) != 4 or request[2].upper() != b"NODE":
+            raise BadArgument("VIRGO_MALLOC knows one option", hint="Usage: VIRGO_MALLOC size [NODE name]")
+        name = text(request[3], "the node's name")
+        for member in self._node.members():
+            if member.name == name:
+                return member.number
+        raise NoNode(f"no node named {name!r} is up")
+
+    def malloc_here(self, batch: Batch, size: int) -> int:
+        """A plain region on this node. Raises PoolFull."""
+        batch.declare(size)
+        identifier = compose_id(self._number, batch.next_serial())
+        batch.put_region(identifier, Region(size))
+        return identifier
+
+    async def _malloc_elsewhere(self, size: int) -> int:
+        """On another node; what the others last said of their room may be outdated, so try several."""
+        members = {member.number: member for member in self._node.members()}
+        rooms = {number: member.load.pool_free_bytes for number, member in members.items()}
+        rooms[self._number] = self._store.room_bytes()
+        for _ in range(MEMORY_PLACE_ATTEMPTS_MAX):
+            try:
+                number = core.choose_node(size, self._number, rooms, random.randrange, "a region")
+            except PoolFull:
+                return await self._ask_the_full(size, {n: members[n] for n in rooms if n in members})
+            if number == self._number:
+                with self._store.batching() as batch:
+                    return self.malloc_here(batch, size)
+            try:
+                return int(
+                    await self._node.call(number, b"VIRGO_MALLOC", size, b"NODE", members[number].name)
+                )
+            except (PoolFull, NodeLost):
+                del rooms[number]
+        raise PoolFull(f"no node has room for a region of {size} bytes")
+
+    async def _ask_the_full(self, size: int, members: Mapping[int, Member]) -> int:
+        """What a node said of its room may be a beat old, and it may have been freed since: ask each."""
+        for number, member in members.items():
+            if number != self._number:
+                try:
+                    return int(await self._node.call(number, b"VIRGO_MALLOC", size, b"NODE", member.name))
+                except (PoolFull, NodeLost):
+                    continue
+        raise PoolFull(f"no node has room for a region of {size} bytes")
+
+    # --- set, get, free -----------------------------------------------------------------------
+
+    def set(self, session: Session, request: list[bytes]) -> Any:
+        """Replace the value."""
+        identifier = integer(request[1], "id")
+        data = request[2]
+        if node_of(identifier) != self._number:
+            return self._forward_ok(identifier, request)
+        batch = session.batch(b"memory", self._batch)
+        region = batch.region(identifier)
+        if region is None:
+            raise unknown(identifier)
+        core.check_fits(len(data), region.size, identifier)
+        if region.spread:
+            return self._spread.write(identifier, data)
+        batch.put_data(identifier, data)
+        return OK
+
+    def get(self, session: Session, request: list[bytes]) -> Any:
+        """The value."""
+        identifier = integer(request[1], "id")
+        if node_of(identifier) != self._number:
+            return self._forward(self._home(identifier), *request)
+        batch = session.batch(b"memory", self._batch)
+        data = batch.data(identifier)
+        if data is not None:
+            return data
+        region = batch.region(identifier)
+        if region is None:
+            raise unknown(identifier)
+        return self._spread.read(identifier) if region.spread else b""
+
+    def free(self, session: Session, request: list[bytes]) -> Any:
+        """Give the room back."""
+        identifier = integer(request[1], "id")
+        if node_of(identifier) != self._number:
+            return self._forward_ok(identifier, request)
+        batch = session.batch(b"memory", self._batch)
+        region = batch.region(identifier)
+        if region is None:
+            raise unknown(identifier)
+        if region.spread:
+            return self._spread.free(identifier)
+        batch.delete_region(identifier, region)
+        return OK
+
+    def _home(self, identifier: int) -> int:
+        """The number in an id, if a node has it. Raises UnknownId."""
+        number = node_of(identifier)
+        try:
+            self._node.member(number)
+        except NoNode:
+            raise unknown(identifier) from None
+        return number
+
+    async def _forward(self, number: int, *request: bytes) -> Any:
+        return await self._node.call(number, *request)
+
+    async def _forward_ok(self, identifier: int, request: list[bytes]) -> Encoded:
+        await self._node.call(self._home(identifier), *request)
+        return OK

@@ -1,0 +1,112 @@
+"""Which node holds a key: the table of slots, shared by all nodes in one register of the engine.
+
+A slot is assigned when a key of it is first written, and then stays where it is, so an assignment that
+was read once is true for ever and costs a list lookup. Only an unassigned slot needs the register: it may
+have been assigned elsewhere a moment ago, so nobody answers "no such key" without having read it since
+the question came. Questions that wait at the same time share one read, and writers one change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+
+from virgo.engine.base import Engine
+from virgo.errors import Busy, Conflict
+from virgo.memory import core
+
+REGISTER = "memory/slots"
+_ATTEMPTS_MAX = 100  # each lost race means that another node assigned slots
+
+
+class Slots:
+    """The table as this node knows it.
+
+    Args:
+        engine: has the register.
+        local: this node's number.
+        rooms: gives the free bytes of the nodes that are up.
+
+    Attributes:
+        table: number of the node per slot, 0 where this node knows of none. Read it, never write it.
+    """
+
+    def __init__(self, engine: Engine, local: int, rooms: Callable[[], Mapping[int, int]]) -> None:
+        self._registers = engine.registers
+        self._local = local
+        self._rooms = rooms
+        self._mutex = asyncio.Lock()
+        self._reads = 0  # begun so far
+        self._read = 0  # the latest begun one that has finished
+        self._wanted: set[int] = set()  # by those who wait
+        self.table = core.decode_table(b"")
+
+    def __repr__(self) -> str:
+        return f"<Slots {self.assigned()} of {len(self.table)} assigned>"
+
+    def assigned(self) -> int:
+        """How many slots are known to have a node."""
+        return sum(1 for number in self.table if number)
+
+    def owners(self) -> set[int]:
+        """Nodes that hold slots."""
+        return set(self.table) - {0}
+
+    async def refresh(self) -> None:
+        """Know all that was assigned before this call."""
+        asked = self._reads
+        async with self._mutex:
+            if self._read > asked:
+                return
+            await self._load()
+
+    async def look_up(self, slots: Iterable[int]) -> None:
+        """Know of these slots whether they are assigned."""
+        if not all(self.table[slot] for slot in slots):
+            await self.refresh()
+
+    async def assign(self, slots: Iterable[int]) -> None:
+        """Have these slots assigned. Raises PoolFull, EngineUnavailable."""
+        mine = [slot for slot in slots if not self.table[slot]]
+        if not mine:
+            return
+        self._wanted.update(mine)
+        try:
+            async with self._mutex:
+                for _ in range(_ATTEMPTS_MAX):
+                    if all(self.table[slot] for slot in mine):
+                        return
+                    wanted = [slot for slot in self._wanted.union(mine) if not self.table[slot]]
+                    if await self._try_assign(wanted):
+                        return
+        finally:
+            self._wanted.difference_update(mine)
+        raise Busy("many nodes assign slots of keys at once")
+
+    async def _load(self) -> int:
+        """Read the register; returns its version. The mutex is held."""
+        self._reads += 1
+        mine = self._reads
+        register = await self._registers.get(REGISTER)
+        self._adopt(core.decode_table(register.value if register else b""))
+        self._read = mine
+        return register.version if register else 0
+
+    async def _try_assign(self, wanted: list[int]) -> bool:
+        version = await self._load()
+        if all(self.table[slot] for slot in wanted):
+            return True
+        table = core.assign_slots(
+            self.table, wanted, local=self._local, rooms=self._rooms(), draw=random.randrange
+        )
+        try:
+            await self._registers.compare_and_set(REGISTER, core.encode_table(table), version=version)
+        except Conflict:
+            return False
+        self._adopt(table)
+        return True
+
+    def _adopt(self, table: list[int]) -> None:
+        """In place, since the handlers of the fast path hold the list itself."""
+        self.table[:] = table

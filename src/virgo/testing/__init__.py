@@ -1,0 +1,1 @@
+"""Contract kits and fixtures that tests of VIRGO, and of what plugs into it, share."""

@@ -1,0 +1,48 @@
+"""Where a node listens, and how it is reached: `unix:/path`, `HOST:PORT` or `tls:HOST:PORT`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from virgo.errors import BadArgument
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One place: a Unix socket's `path`, or `host` and `port` with or without TLS."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    tls: bool = False
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'tls:' if self.tls else ''}{host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it can be reached from this machine only."""
+        return bool(self.path) or self.host in LOOPBACK or self.host.startswith("127.")
+
+
+def parse(text: str, *, default_port: int = 0) -> Address:
+    """The address that `str(address)` gave.
+
+    Raises:
+        BadArgument: the text is no address.
+    """
+    if text.startswith("unix:"):
+        return Address(path=text.removeprefix("unix:"))
+    tls = text.startswith(("tls:", "tls://"))
+    rest = text.removeprefix("tls:").removeprefix("//")
+    host, colon, port = rest.rpartition(":")
+    if not colon or host.endswith(":") or (":" in host and not host.startswith("[")):
+        host, port = rest, str(default_port)
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise BadArgument(f"{text!r} is not an address", hint="Write HOST:PORT or unix:/path.")
+    return Address(host=host.strip("[]"), port=int(port), tls=tls)

@@ -1,0 +1,57 @@
+"""A request together with the meaning of its answer: written once, run by both clients.
+
+A module's `client.py` has functions that return a `Call`; its blocking and its asyncio class run them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+Argument = bytes | str | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """What to send, how to read the answer, and how long to wait.
+
+    Attributes:
+        request: the command and its arguments.
+        decode: turns the reply (bytes, int, None, list, ...) into the result.
+        timeout_s: None for the client's default, math.inf for work that may take any time.
+    """
+
+    request: tuple[Argument, ...]
+    decode: Callable[[Any], T]
+    timeout_s: float | None = None
+
+
+class Runner(Protocol):
+    """The blocking client, as the modules' clients see it."""
+
+    def run(self, call: Call[T]) -> T:
+        """Send, wait, decode. Raises what the node answered, NotRunning, NodeLost or DeadlineExceeded."""
+
+    def run_many(self, calls: list[Call[T]]) -> list[T | Exception]:
+        """Send all on one connection at once; failures take their place in the list."""
+
+
+class AsyncRunner(Protocol):
+    """The asyncio client, as the modules' clients see it."""
+
+    async def run(self, call: Call[T]) -> T:
+        """Send, wait, decode; cancelling it closes the connection and so cancels the work."""
+
+    async def run_many(self, calls: list[Call[T]]) -> list[T | Exception]:
+        """Send all on one connection at once; failures take their place in the list."""
+
+
+def as_text(reply: Any) -> str:
+    """Decode a bulk or simple string."""
+    return reply.decode("utf-8", "surrogateescape") if isinstance(reply, bytes) else str(reply)
+
+
+def as_nothing(_reply: Any) -> None:
+    """Decode an OK."""

@@ -1,0 +1,147 @@
+"""Listeners: a Unix socket or a TCP port, each serving one table of commands.
+
+A `Service` is what is served; `Listener` is where. Connections beyond CONNECTIONS_MAX are refused with an
+error; one that does not log in within LOGIN_S, or is idle for IDLE_S, is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import ssl
+from pathlib import Path
+
+from virgo.context import NOBODY
+from virgo.errors import Busy, NotRunning, PortTaken, VirgoError
+from virgo.limits import CONNECTIONS_MAX, IDLE_S, LOGIN_S
+from virgo.wire.address import Address
+from virgo.wire.commands import CommandTable
+from virgo.wire.peer import PeerAuthenticator
+from virgo.wire.session import Session
+
+_SWEEP_S = 1.0
+_BACKLOG = 1024
+_numbers = itertools.count(1)
+
+
+class Service:
+    """What a listener serves, and to whom it is connected."""
+
+    def __init__(self, table: CommandTable, authenticator: PeerAuthenticator) -> None:
+        self.table = table
+        self.authenticator = authenticator
+        self.loop = asyncio.get_running_loop()
+        self.sessions: set[Session] = set()
+
+    def __repr__(self) -> str:
+        return f"<Service {len(self.table)} commands, {len(self.sessions)} connections>"
+
+    def session(self) -> Session:
+        """A protocol for a new connection."""
+        return Session(self, next(_numbers))
+
+    def admit(self, session: Session) -> VirgoError | None:
+        """Take note of a connection, or say why it is refused."""
+        if len(self.sessions) >= CONNECTIONS_MAX:
+            return Busy(f"{CONNECTIONS_MAX} connections are open here")
+        self.sessions.add(session)
+        return None
+
+    def forget(self, session: Session) -> None:
+        """The connection is gone."""
+        self.sessions.discard(session)
+
+    async def sweep(self) -> None:
+        """Close connections that never log in or have long been idle; runs until cancelled."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now = self.loop.time()
+            for session in list(self.sessions):
+                strange = session.identity == NOBODY and now - session.opened > LOGIN_S
+                idle = now - session.last_seen > IDLE_S and not session.working
+                if strange or idle:
+                    session.abort()
+
+
+class Listener:
+    """A listening place; `async with` serves until the block ends."""
+
+    def __init__(self, service: Service, address: Address, *, tls: ssl.SSLContext | None = None) -> None:
+        self.service = service
+        self.address = address
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.address} {'open' if self._server else 'closed'}>"
+
+    async def __aenter__(self) -> Listener:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Start to listen. Raises PortTaken (without naming the holder) or NotRunning."""
+        loop = self.service.loop
+        if self.address.path:
+            listening = _bind_unix(self.address.path)
+            self._server = await loop.create_unix_server(
+                self.service.session, sock=listening, backlog=_BACKLOG
+            )
+        else:
+            listening = _bind_tcp(self.address)
+            self._server = await loop.create_server(
+                self.service.session, sock=listening, ssl=self._tls, backlog=_BACKLOG
+            )
+        self._sweeper = loop.create_task(self.service.sweep(), name=f"sweep {self.address}")
+
+    async def close(self) -> None:
+        """Stop listening and close all connections of the service."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._server is not None:
+            self._server.close()
+            for session in list(self.service.sessions):
+                session.abort()
+            self._server = None
+            if self.address.path:
+                os.unlink(self.address.path)  # noqa: PTH108 - asyncio has no unlink, and this one is instant
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """Listen on the path; a socket left behind by a dead process is taken over."""
+    if len(os.fsencode(path)) > 107:
+        raise NotRunning(
+            f"the socket path {path} is longer than the kernel's 107 bytes", hint="Use a shorter VIRGO_HOME."
+        )
+    with (
+        socket.socket(socket.AF_UNIX) as probe,
+        contextlib.suppress(FileNotFoundError, ConnectionRefusedError),
+    ):
+        probe.connect(path)
+        raise PortTaken(f"another node serves {path}", hint="`virgo status` shows it.")
+    Path(path).unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    Path(path).chmod(0o666)  # peer credentials decide, not the file's mode
+    listening.setblocking(False)
+    return listening
+
+
+def _bind_tcp(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((address.host, address.port))
+    except OSError as error:
+        listening.close()
+        raise PortTaken(f"cannot listen on {address}: {error.strerror}") from error
+    listening.setblocking(False)
+    return listening

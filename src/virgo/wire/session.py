@@ -1,0 +1,429 @@
+"""One connection of a server: order, identity, deadlines, batches, back-pressure.
+
+Promises: answers leave in the order of the requests, in one write per received chunk; a request is
+handled to its end before the next of its connection begins, unless its command is concurrent; a failing
+handler answers a typed error and the connection goes on; a client that goes away cancels what it had
+running; a slow reader stops being read, then is closed.
+
+Handlers may group the work of a chunk: `batch(key, factory)` gives an object that lives until the chunk
+has been handled (or until something must be awaited), whose `close()` makes the work final. If it fails,
+every command of the chunk that is flagged `writes` is answered with that error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from virgo import context as contexts
+from virgo.context import NOBODY, ROLES, Context, Identity
+from virgo.errors import Cancelled, DeadlineExceeded, Denied, InternalFault, NotAuthenticated, VirgoError
+from virgo.limits import (
+    CONCURRENT_CALLS_MAX,
+    EOF_GRACE_S,
+    OUTPUT_PAUSE_BYTES,
+    OUTPUT_STALL_S,
+    PIPELINE_DEPTH_MAX,
+    QUEUED_BYTES_MAX,
+    REQUEST_BYTES_MAX,
+    REQUEST_UNAUTHENTICATED_BYTES_MAX,
+)
+from virgo.wire import resp
+from virgo.wire.commands import Command, CommandTable
+from virgo.wire.framing import RequestReader
+from virgo.wire.peer import hung_up, identify
+
+if TYPE_CHECKING:
+    from virgo.wire.server import Service
+
+log = logging.getLogger("virgo.wire")
+
+
+class Batch(Protocol):
+    """Work of one chunk that is made final together."""
+
+    def close(self) -> None:
+        """Make it final. Raises VirgoError if that failed: then none of it took place."""
+
+
+B = TypeVar("B", bound=Batch)
+_SMALL_BYTES = 512  # answers below this are not counted against OUTPUT_PAUSE_BYTES
+
+
+class _Slot:
+    """The place of an answer in the order of answers; `data` is None until it is there."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes | None = None) -> None:
+        self.data = data
+
+
+class Session(asyncio.Protocol):
+    """One connection, as its commands see it.
+
+    Attributes:
+        identity: who is connected, NOBODY before login.
+        protocol: RESP version, 2 or 3.
+        client_name: what the client calls itself.
+        last_seen: loop time of the last received bytes.
+    """
+
+    def __init__(self, service: Service, number: int) -> None:
+        self.service = service
+        self.number = number
+        self.identity: Identity = NOBODY
+        self._shown: Identity = NOBODY  # what the connection itself shows, without a token
+        self.protocol = 2
+        self.client_name = ""
+        self.peer = ""
+        self._roles: frozenset[str] = frozenset({""})
+        self._reader = RequestReader(REQUEST_UNAUTHENTICATED_BYTES_MAX)
+        self._queue: deque[list[bytes]] = deque()
+        self._queued_bytes = 0
+        self._pending: deque[_Slot] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._serial = False  # a request is being awaited that those behind it wait for
+        self._exclusive = False  # that, or as many are being awaited as may be
+        self._batches: dict[bytes, Batch] = {}
+        self._closing = False
+        self._ended = False  # the client will send no more
+        self._lingers = False  # a fault was answered, and the client may read it
+        self._tail: asyncio.TimerHandle | None = None
+        self._reading = True
+        self._writable = True
+        self._stall: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._clean = contextvars.copy_context()
+        self.opened = self.last_seen = service.loop.time()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.number} {self.peer or 'closed'} {self.identity.name or 'nobody'}>"
+
+    @property
+    def table(self) -> CommandTable:
+        """The commands that this connection's port serves."""
+        return self.service.table
+
+    @property
+    def working(self) -> bool:
+        """Whether requests of this connection are being handled."""
+        return bool(self._tasks)
+
+    def batch(self, key: bytes, factory: Callable[[], B]) -> B:
+        """The chunk's batch of that key, made by `factory` on first use."""
+        found = self._batches.get(key)
+        if found is None:
+            found = self._batches[key] = factory()
+        return found  # type: ignore[return-value]
+
+    def login(self, identity: Identity) -> None:
+        """Go on as this identity."""
+        self.identity = identity
+        known = identity.roles & ROLES
+        self._roles = frozenset({"", "login"}) | (ROLES if "admin" in known else known)
+        if identity == NOBODY:
+            self._roles = frozenset({""})
+            self._reader.request_bytes_max = REQUEST_UNAUTHENTICATED_BYTES_MAX
+        else:
+            self._reader.request_bytes_max = REQUEST_BYTES_MAX
+
+    def reset(self) -> None:
+        """Forget the login that a token gave, the protocol and the client's name."""
+        self.protocol, self.client_name = 2, ""
+        self.login(self._shown)
+
+    def require(self, role: str, what: str) -> None:
+        """Raise Denied unless who asks has a further role that this form of a command needs."""
+        context = contexts.current()
+        identity = self.identity if context is None else context.identity
+        if not identity.may(role):
+            raise _denied(what, role, identity)
+
+    def close(self) -> None:
+        """Close once all answers so far have left."""
+        self._closing = True
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- the transport's side -----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Find out who it is."""
+        transport = cast("asyncio.Transport", transport)  # uvloop's own class has its surface
+        self._transport = transport
+        transport.set_write_buffer_limits(high=OUTPUT_PAUSE_BYTES)
+        refusal = self.service.admit(self)
+        if refusal is not None:
+            transport.write(resp.error(refusal))
+            transport.close()
+            return
+        self.peer, self._shown = identify(transport, self.service.authenticator)
+        self.login(self._shown)
+
+    def data_received(self, data: bytes) -> None:
+        """Handle the requests that the chunk completes."""
+        self.last_seen = self.service.loop.time()
+        self._queue.extend(self._reader.read(data))
+        if self._exclusive or not self._writable:
+            self._queued_bytes += len(data)
+        self._drain()
+
+    def eof_received(self) -> bool:
+        """The client will send no more: finish what is quick, unless it is gone altogether."""
+        if not (self._pending or self._queue) or self._transport is None or hung_up(self._transport):
+            return False
+        self._ended = True
+        self._limit_tail()
+        return self._transport.get_extra_info("ssl_object") is None
+
+    def _limit_tail(self) -> None:
+        """After the client's last byte each request has little time: its client may be dead."""
+        if self._tail is not None:
+            self._tail.cancel()
+        self._tail = self.service.loop.call_later(EOF_GRACE_S, self._cancel_tasks)
+
+    def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Cancel what the client had running."""
+        self.service.forget(self)
+        self._transport = None
+        self._queue.clear()
+        self._pending.clear()
+        for timer in (self._stall, self._tail):
+            if timer is not None:
+                timer.cancel()
+        self._cancel_tasks()
+
+    def pause_writing(self) -> None:
+        """The client does not read: stop reading from it, and close it if that goes on."""
+        self._writable = False
+        self._stall = self.service.loop.call_later(OUTPUT_STALL_S, self.abort)
+        self._set_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._writable = True
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        self._drain()
+
+    # --- handling -----------------------------------------------------------------------------
+
+    def _drain(self) -> None:  # noqa: PLR0912 - see the docstring
+        """Handle queued requests until one must be awaited or the client must read first.
+
+        The hottest loop of a node: what every request passes stands here, the rest in methods.
+        """
+        queue, out, writes, size = self._queue, list[bytes](), list[int](), 0
+        known, encode = self.service.table.spellings, resp.encode
+        while queue and not self._exclusive and self._writable and not self._closing:
+            request = queue.popleft()
+            result: Any
+            try:
+                command = known.get(request[0]) or self.service.table.find(request[0])
+                context = None
+                if command.role in self._roles and command.words_min <= len(request) <= command.words_max:
+                    result = command.handler(self, request)
+                else:
+                    command, result, context = self._handle_other(command, request)
+                kind = type(result)
+                if kind is bytes:
+                    data = b"$%d\r\n%b\r\n" % (len(result), result)
+                elif kind is resp.Encoded:
+                    data = result
+                elif kind is CoroutineType:
+                    self._finish(out, writes)
+                    self._start(command, result, context or self._new_context())
+                    continue
+                else:
+                    data = encode(result, self.protocol)
+                if command.writes:
+                    writes.append(len(out))
+                out.append(data)
+                if len(data) > _SMALL_BYTES:
+                    size += len(data)
+                    if size > OUTPUT_PAUSE_BYTES:
+                        self._finish(out, writes)
+                        size = 0
+            except VirgoError as error:
+                out.append(resp.error(error))
+            except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
+                out.append(resp.error(_defect(request, error)))
+        if self._reader.fault is not None and not queue and not self._exclusive and not self._closing:
+            out.append(resp.error(self._reader.fault))
+            self._closing = True
+        if out or self._batches or self._closing or self._ended:
+            self._finish(out, writes)
+        if not queue:
+            self._queued_bytes = 0
+        if queue or not self._reading or not self._writable:
+            self._set_reading()
+
+    def _handle_other(self, command: Command, request: list[bytes]) -> tuple[Command, Any, Context | None]:
+        """What is not simply allowed: a request in a context, a missing role, a wrong count of arguments."""
+        if command.name == "WITH":
+            return self._handle_with(request)
+        if command.role not in self._roles:
+            raise self._refusal(command, self.identity)
+        command.check_arity(request)
+        return command, command.handler(self, request), None
+
+    def _handle_with(self, request: list[bytes]) -> tuple[Command, Any, Context | None]:
+        """`WITH context COMMAND ...`: run the command in that context, as its identity."""
+        if self.identity == NOBODY:
+            raise NotAuthenticated("WITH needs a login first")
+        context = contexts.decode(request[1] if len(request) > 1 else b"", speaker=self.identity)
+        inner = request[2:]
+        command = self.service.table.find(inner[0] if inner else b"")
+        if command.name == "WITH":
+            raise Denied("WITH cannot be nested")
+        if command.role not in ("", "login") and not context.identity.may(command.role):
+            raise self._refusal(command, context.identity)
+        command.check_arity(inner)
+        context.check(command.name)
+        with contexts.using(context):
+            return command, command.handler(self, inner), context
+
+    def _refusal(self, command: Command, identity: Identity) -> VirgoError:
+        if identity == NOBODY or command.role == "login":
+            return NotAuthenticated(f"{command.name} needs a login")
+        return _denied(command.name, command.role, identity)
+
+    def _new_context(self) -> Context:
+        return Context(id=contexts.new_id(), identity=self.identity)
+
+    def _start(self, command: Command, work: Coroutine[Any, Any, Any], context: Context) -> None:
+        """Await the work in a task of its own; its answer keeps its place in the order."""
+        slot = _Slot()
+        self._pending.append(slot)
+        with contexts.using(context):
+            task = self.service.loop.create_task(self._await(command, work, context, slot))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if not command.concurrent:
+            self._serial = True
+        self._exclusive = self._serial or len(self._tasks) >= CONCURRENT_CALLS_MAX
+
+    async def _await(
+        self, command: Command, work: Coroutine[Any, Any, Any], context: Context, slot: _Slot
+    ) -> None:
+        try:
+            async with asyncio.timeout(context.remaining_s()) as deadline:
+                result = await work
+            slot.data = resp.encode(result, self.protocol)
+        except VirgoError as error:
+            slot.data = resp.error(error)
+        except TimeoutError as error:
+            if deadline.expired():
+                late = DeadlineExceeded(f"{command.name}: the deadline of the request has passed")
+                slot.data = resp.error(late)
+            else:
+                slot.data = resp.error(_defect([command.name.encode()], error))
+        except asyncio.CancelledError:
+            slot.data = resp.error(Cancelled(f"{command.name} was cancelled"))
+            if self._transport is None:
+                raise
+        except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
+            slot.data = resp.error(_defect([command.name.encode()], error))
+        if not command.concurrent:
+            self._serial = False
+        self._exclusive = self._serial  # this one has ended, so there is room for another
+        if self._ended:
+            self._limit_tail()
+        self._flush()
+        # In the connection's own context: this task's is that of the request that has just ended.
+        self.service.loop.call_soon(self._drain, context=self._clean)
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def _finish(self, out: list[bytes], writes: list[int]) -> None:
+        """Close the batches, then send the answers of the chunk so far."""
+        if self._batches:
+            failure = self._close_batches()
+            if failure is not None:
+                for position in writes:
+                    out[position] = resp.error(failure)
+        if out:
+            if self._pending:
+                self._pending.append(_Slot(b"".join(out)))
+            elif self._transport is not None:
+                self._transport.write(b"".join(out))
+            out.clear()
+            writes.clear()
+        if self._closing or self._ended:
+            self._flush()
+
+    def _close_batches(self) -> VirgoError | None:
+        failure: VirgoError | None = None
+        batches, self._batches = self._batches, {}
+        for batch in batches.values():
+            try:
+                batch.close()
+            except VirgoError as error:
+                failure = failure or error
+            except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
+                failure = failure or _defect([b"batch"], error)
+        return failure
+
+    def _flush(self) -> None:
+        """Send the answers that are there, in order; close if that was asked and all is sent."""
+        if self._transport is None:
+            return
+        ready = []
+        while self._pending and self._pending[0].data is not None:
+            ready.append(self._pending.popleft().data or b"")
+        if ready:
+            self._transport.write(b"".join(ready))
+        over = self._closing or (self._ended and not self._queue and not self._exclusive)
+        if over and not self._pending:
+            self._leave(self._transport)
+
+    def _leave(self, transport: asyncio.Transport) -> None:
+        """Close. After a fault the client may still be sending: it gets time to read the reason first.
+
+        Closing with unread bytes would reset the connection, and the answer with it.
+        """
+        if self._reader.fault is None or self._ended or not transport.can_write_eof():
+            transport.close()
+        elif not self._lingers:
+            self._lingers = True
+            transport.write_eof()
+            self.service.loop.call_later(EOF_GRACE_S, self.abort)
+
+    def _set_reading(self) -> None:
+        """Read from the client only while its requests find room."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        full = len(self._queue) >= PIPELINE_DEPTH_MAX or (
+            bool(self._queue) and self._queued_bytes >= QUEUED_BYTES_MAX
+        )
+        reading = self._writable and not full
+        if reading is not self._reading:
+            self._reading = reading
+            (self._transport.resume_reading if reading else self._transport.pause_reading)()
+
+
+def _denied(what: str, role: str, identity: Identity) -> Denied:
+    return Denied(
+        f"{what} needs the role {role!r}, which {identity.name or 'nobody'} lacks",
+        hint=f"Its roles: {', '.join(sorted(identity.roles)) or 'none'}; see security.roles.",
+    )
+
+
+def _defect(request: list[bytes], error: Exception) -> InternalFault:
+    name = request[0][:40].decode("utf-8", "backslashreplace")
+    log.error("%s failed", name, exc_info=error)
+    return InternalFault(f"{name} failed: {type(error).__name__}: {error}")

@@ -1,0 +1,50 @@
+"""Running the command line in this process, as quickly as a function call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from virgo.cli.app import app
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did."""
+
+    status: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Virgo = Callable[..., Ran]
+
+
+@pytest.fixture
+def virgo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Virgo:
+    """Run a command line in a VIRGO_HOME of the test's own, or in `home`."""
+    monkeypatch.setenv("VIRGO_HOME", str(tmp_path / "home"))
+    for name in ("VIRGO_URL", "VIRGO_DEBUG", "VIRGO_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: object, home: Path | None = None, stdin: bytes = b"") -> Ran:
+        with monkeypatch.context() as changed:
+            changed.setenv("VIRGO_HOME", str(home or tmp_path / "home"))
+            done = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+        return Ran(done.exit_code, done.stdout_bytes, done.stderr)
+
+    return run

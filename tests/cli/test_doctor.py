@@ -1,0 +1,131 @@
+"""The doctor sees what is wrong, says how to mend it, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import Virgo
+from conftest import RunningCloud
+from virgo.home import write_record
+from virgo.kernel.process import ProcessMark
+from virgo.members import PORTS
+
+LOOKED_AT = {
+    "configuration", "Python", "packages", "engine", "home", "token", "certificates", "leftovers", "nodes",
+    "ports", "disk", "pressure", "FUSE", "system calls", "open files", "kernel TLS", "clock",
+}  # fmt: skip
+
+
+def findings(virgo: Virgo, *words: object, **options: Any) -> dict[str, dict[str, str]]:
+    """What the doctor found, by name; of several the last."""
+    done = virgo("doctor", "--json", *words, **options)
+    found = done.json["checks"]
+    failed = any(one["state"] == "fail" for one in found)
+    assert done.json["ok"] is not failed
+    assert done.status == int(failed)
+    assert all(one["hint"] for one in found if one["state"] == "fail")
+    return {one["name"]: one for one in found}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    place = tmp_path / "home"
+    place.mkdir(mode=0o700)
+    return place
+
+
+def test_everything_is_looked_at(virgo: Virgo, home: Path) -> None:
+    """Each thing has its line, for scripts and for people, and an untouched home stays empty."""
+    found = findings(virgo)
+    assert set(found) >= LOOKED_AT
+    assert found["engine"]["message"].endswith("(packaged, checksum as pinned)")
+    assert not list(home.iterdir())
+    shown = virgo("doctor").text
+    assert set(found) <= {line[6:].split("  ")[0] for line in shown.splitlines()}
+    assert shown.splitlines()[-1].endswith(" to mend")
+
+
+def test_a_token_that_others_may_read(virgo: Virgo, home: Path) -> None:
+    """Mode 0644 is a failure with the command that mends it; so is a token that can be guessed."""
+    token = home / "token"
+    token.write_text("x" * 40)
+    token.chmod(0o644)
+    assert findings(virgo)["token"]["hint"] == f"chmod 600 {token}"
+    token.chmod(0o600)
+    assert findings(virgo)["token"]["state"] == "ok"
+    token.write_text("short")
+    assert findings(virgo)["token"]["state"] == "fail"
+
+
+def test_a_port_that_is_held(virgo: Virgo) -> None:
+    """The holder is named; ports that do not exist are a failure too."""
+    offset = 935
+    with socket.create_server(("127.0.0.1", PORTS["queue"] + offset)):
+        found = findings(virgo, "--port-offset", offset)["ports"]
+    assert found["state"] == "fail"
+    assert f"pid {os.getpid()}" in found["message"]
+    assert "does not exist" in findings(virgo, "--port-offset", 1536)["ports"]["message"]
+
+
+def test_a_home_that_cannot_be_used(virgo: Virgo, tmp_path: Path) -> None:
+    """Too deep for sockets, or open to others."""
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    assert "Linux allows 107" in findings(virgo, home=deep)["home"]["message"]
+    shared = tmp_path / "s"
+    shared.mkdir()
+    shared.chmod(0o777)
+    done = virgo("doctor", "--json", home=shared).json["checks"]
+    assert {"warn"} <= {one["state"] for one in done if one["name"] == "home"}
+    assert any(one["hint"] == f"chmod go-w {shared}" for one in done)
+
+
+def test_a_configuration_that_cannot_be_read(virgo: Virgo, home: Path) -> None:
+    """It is one failure among the findings, and the rest is looked at all the same."""
+    (home / "virgo.toml").write_text("[node]\nbnd = '127.0.0.1'\n")
+    found = findings(virgo)
+    assert found["configuration"]["state"] == "fail"
+    assert "bnd" in found["configuration"]["message"]
+    assert set(found) >= LOOKED_AT
+
+
+def test_an_engine_that_is_not_the_pinned_one(
+    virgo: Virgo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is too old is a failure; one that is not there is another."""
+    server = tmp_path / "nats-server"
+    server.write_text("#!/bin/sh\necho 'nats-server: v2.9.0'\n")
+    server.chmod(0o755)
+    monkeypatch.setenv("VIRGO_ENGINE_SERVER", str(server))
+    assert "at least 2.15.1" in findings(virgo)["engine"]["message"]
+    monkeypatch.setenv("VIRGO_ENGINE_SERVER", "/no/such/server")
+    assert findings(virgo)["engine"]["state"] == "fail"
+
+
+def test_what_killed_processes_leave_behind(virgo: Virgo, home: Path) -> None:
+    """A living process of a dead `up` is named with its pid; a dead record is harmless and said to be."""
+    with subprocess.Popen(["sleep", "60"]) as orphan:
+        record = home / "run" / "n1.json"
+        write_record(record, {"process": ProcessMark.of(orphan.pid).to_json()})
+        found = findings(virgo)["leftovers"]
+        assert (found["state"], f"n1 (pid {orphan.pid})" in found["message"]) == ("warn", True)
+        assert orphan.poll() is None
+        orphan.terminate()
+    found = findings(virgo)["leftovers"]
+    assert (found["state"], "n1.json" in found["message"]) == ("warn", True)
+    assert record.exists()
+
+
+def test_a_running_cloud_is_reached_at_every_place(virgo: Virgo, cloud3: RunningCloud) -> None:
+    """Each node is asked by socket and by its six ports; its ports count as its own."""
+    found = findings(virgo, home=cloud3.home)
+    for name in cloud3.names:
+        assert found[f"node {name}"]["message"] == "answers at 7 places"
+    assert found["ports"]["message"] == "18 are held by the nodes that run"
+    assert found["leftovers"]["state"] == "ok"
+    assert found["token"]["message"] == "mode 0600"

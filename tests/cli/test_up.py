@@ -1,0 +1,140 @@
+"""Up and down, for real, each test in a VIRGO_HOME of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import _free, stop_cloud
+from virgo.kernel import ports as kernel_ports
+from virgo.members import PORTS
+
+OFFSETS = range(700, 1000, 10)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short path, for the sockets in it; whatever runs there is stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="virgo-") as directory:
+        try:
+            yield Path(directory)
+        finally:
+            stop_cloud(Path(directory))
+
+
+@pytest.fixture
+def offset() -> int:
+    """A port offset that nobody else uses now."""
+    for number in OFFSETS:
+        if all(_free(port + number + index) for port in PORTS.values() for index in range(2)):
+            return number
+    pytest.fail(f"no offset is free; {kernel_ports.ephemeral_range()} is lent to outgoing connections")
+
+
+def virgo(home: Path, *words: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command as a person does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "virgo.cli", *map(str, words)],
+        env={**os.environ, "VIRGO_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (and not only waits to be reaped)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def pids_of(status: dict[str, Any]) -> list[int]:
+    """Processes of a cloud: nodes, engine, supervisor."""
+    return [*(node["pid"] for node in status["nodes"]), status["engine"]["pid"], status["up"]]
+
+
+def test_up_status_down(home: Path, offset: int) -> None:
+    """`up --detach` returns when all serve, a second one is refused, `down` ends these processes only."""
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, "VIRGO_HOME": str(home)}) as bystander:
+        started = virgo(home, "up", "--nodes", 2, "--detach", "--port-offset", offset, "--json")
+        status = json.loads(started.stdout)
+        assert started.stderr == ""
+        assert status == {**json.loads(virgo(home, "status", "--json").stdout), "nodes": status["nodes"]}
+        assert [(node["name"], node["state"]) for node in status["nodes"]] == [("n1", "up"), ("n2", "up")]
+        for index, node in enumerate(status["nodes"]):
+            assert node["ports"] == {name: port + offset + index for name, port in PORTS.items()}
+        processes = pids_of(status)
+        assert all(map(alive, processes))
+
+        refused = virgo(home, "up", "--detach", status=1)
+        assert refused.stderr.startswith(f"virgo: a cloud is up under {home} already\nhint: ")
+        assert all(map(alive, processes))
+
+        assert virgo(home, "down").stdout == "Stopped n1, n2, engine-1.\n"
+        assert not any(map(alive, processes))
+        assert json.loads(virgo(home, "status", "--json").stdout)["nodes"] == []
+        assert bystander.poll() is None
+        bystander.terminate()
+
+
+def test_up_in_front_runs_until_ctrl_c(home: Path, offset: int) -> None:
+    """In front, it prints the status when the nodes serve, runs on, and stops all of it at Ctrl-C."""
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "virgo.cli",
+            "up",
+            "--name",
+            "solo",
+            "--port-offset",
+            str(offset),
+            "--home",
+            home,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        shown = []
+        for line in process.stdout:
+            shown.append(line)
+            if "virgo doctor" in line:
+                break
+        assert any(line.startswith("solo") and " up " in line for line in shown)
+        status = json.loads(virgo(home, "status", "--json").stdout)
+        assert status["up"] == process.pid
+        assert all(map(alive, pids_of(status)))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "Traceback" not in err
+    assert err.splitlines()[0] == "starting the engine"
+    assert err.splitlines()[-1] == "stopped"
+    assert not any(map(alive, pids_of(status)))
+
+
+def test_a_taken_port_is_named(home: Path, offset: int) -> None:
+    """`up` on a port that is held fails with its holder and the remedy, and leaves nothing running."""
+    with socket.create_server(("127.0.0.1", PORTS["memory"] + offset)):
+        failed = virgo(home, "up", "--detach", "--port-offset", offset, status=1)
+    message, hint = failed.stderr.splitlines()[-2:]
+    assert f"port {PORTS['memory'] + offset}" in message
+    assert f"(pid {os.getpid()}" in message
+    assert "--port-offset" in hint
+    assert json.loads(virgo(home, "status", "--json").stdout)["nodes"] == []

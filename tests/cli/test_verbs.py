@@ -1,0 +1,192 @@
+"""The verbs against three real nodes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import Ran, Virgo
+from conftest import RunningCloud
+from virgo.members import PORTS, node_of
+
+BINARY = bytes(range(256)) + b"\r\n\x1b[2J"
+
+
+@pytest.fixture
+def on(virgo: Virgo, cloud3: RunningCloud) -> Virgo:
+    """`virgo`, in the home of the three-node cloud; a failure that was not expected fails the test."""
+
+    def run(*words: object, status: int = 0, **options: Any) -> Ran:
+        done = partial(virgo, home=cloud3.home)(*words, **options)
+        assert done.status == status, done.err
+        return done
+
+    return run
+
+
+def test_status_nodes_and_modules(on: Virgo) -> None:
+    """They show the same three nodes, for scripts and for people, without colours in a pipe."""
+    status = on("status", "--json").json
+    assert [(node["name"], node["state"]) for node in status["nodes"]] == [
+        ("n1", "up"), ("n2", "up"), ("n3", "up"),
+    ]  # fmt: skip
+    assert all(set(PORTS) == set(node["ports"]) for node in status["nodes"])
+    assert status["engine"]["pid"] > 0
+    shown = on("status").text
+    assert shown.startswith("3 nodes up, ")
+    assert status["engine"]["url"] in shown
+    assert "\x1b" not in shown
+    listed = on("nodes", "--json").json
+    assert {node["id"] for node in listed} == {node["id"] for node in status["nodes"]}
+    assert f"memory:{status['nodes'][1]['ports']['memory']}" in on("nodes").text
+    for words in (["modules"], ["modules", "--node", "n3"]):
+        names = [one["name"] for one in on(*words, "--json").json]
+        assert {"memory", "cpu", "files"} <= set(names)
+    assert "memory" in on("modules").text
+    assert on("modules", "--node", "n9", status=1).err.splitlines()[1] == "hint: The nodes are: n1, n2, n3."
+
+
+def test_memory_round_trip(on: Virgo, tmp_path: Path) -> None:
+    """malloc prints the id alone; set takes text, input and files; get gives back the very bytes."""
+    identifier = on("malloc", "1KiB", "--node", "n2").text.strip()
+    nodes = {node["number"]: node["name"] for node in on("nodes", "--json").json}
+    assert nodes[node_of(int(identifier))] == "n2"
+    assert on("set", identifier, "hello").out == b""
+    assert on("get", identifier).out == b"hello"
+    on("set", identifier, "-", stdin=BINARY)
+    assert on("get", identifier).out == BINARY
+    described = on("get", identifier, "--json").json
+    assert (described["bytes"], described["text"]) == (len(BINARY), None)
+    assert base64.b64decode(described["base64"]) == BINARY
+    (tmp_path / "in").write_bytes(BINARY[::-1])
+    assert on("set", hex(int(identifier)), f"@{tmp_path / 'in'}", "--json").json["bytes"] == len(BINARY)
+    assert on("get", identifier, "-o", tmp_path / "out").out == b""
+    assert (tmp_path / "out").read_bytes() == BINARY[::-1]
+    on("free", identifier)
+    for words in (["free", identifier], ["get", identifier], ["set", identifier, "x"]):
+        assert on(*words, "--json", status=1).json["error"]["code"] == "NOID"
+
+
+def test_refusals_of_memory_keep_their_hints(on: Virgo) -> None:
+    """A size of nothing, too much for the region, a node that is not there, a file that is not there."""
+    identifier = on("malloc", "--json", 4).json["id"]
+    for words, code in (
+        (["malloc", "0"], "BADARG"),
+        (["malloc", "2GiB"], "TOOBIG"),
+        (["malloc", "4", "--node", "n9"], "NONODE"),
+        (["set", identifier, "12345"], "TOOBIG"),
+        (["set", identifier, "@/no/such/file"], "OS"),
+        (["get", "-o", "/no/such/file", identifier], "OS"),
+    ):
+        done = on(*words, "--json", status=1)
+        assert done.json["error"]["code"] == code, words
+        assert done.err.startswith("virgo: ")
+    on("free", identifier)
+
+
+def test_files_round_trip(on: Virgo, tmp_path: Path) -> None:
+    """put, ls, cat and rm on a node and in the pool; a directory takes a file under its own name."""
+    local = tmp_path / "a file.bin"
+    local.write_bytes(BINARY)
+    assert on("put", local, "/n2/cli/one", "--json").json == {"path": "/n2/cli/one", "bytes": len(BINARY)}
+    assert on("put", local, "/n2/cli", "--durable", "--json").json["path"] == "/n2/cli/a file.bin"
+    on("put", "-", "/n2/cli/two", "--durable", stdin=b"second\n")
+    assert on("cat", "/n2/cli/one", "/n2/cli/two").out == BINARY + b"second\n"
+    assert on("ls", "/n2/cli").text.splitlines() == ["a file.bin", "one", "two"]
+    assert [entry["size"] for entry in on("ls", "/n2/cli/two", "--json").json] == [7]
+    assert on("ls").text.splitlines() == ["n1", "n2", "n3", "pool"]
+    on("put", local, "cli-placed")
+    assert on("cat", "/pool/cli-placed").out == BINARY
+    on("rm", "cli-placed", "/n2/cli/one", "/n2/cli/two", "/n2/cli/a file.bin", "/n2/cli")
+    for words, code in (
+        (["ls", "/n2/cli"], "NOENT"),
+        (["rm", "cli-placed"], "NOENT"),
+        (["put", local, "/n1/../../x"], "ESCAPE"),
+        (["put", tmp_path / "absent", "/n1/x"], "OS"),
+        (["ls", "/n9/"], "NOENT"),
+    ):
+        assert on(*words, "--json", status=1).json["error"]["code"] == code, words
+    assert on("cat", "/n2/cli/one", status=1).out == b""
+    assert on("put", "-", "/n2/", status=1).err.startswith("virgo: /n2/ is a directory\nhint: ")
+
+
+def test_calls(on: Virgo) -> None:
+    """Text comes out as it is, structure as JSON; words behind the name are the function's own."""
+    assert on("call", "add", "2", "3").text == "5\n"
+    assert on("call", "echo", "plain text").text == "plain text\n"
+    assert on("call", "echo", "--list", "-x", "1").text == '["--list", "-x", 1]\n'
+    assert on("call", "--node", "n3", "node").text == "n3\n"
+    assert on("call", "nproc").text.strip().isdigit()
+    assert json.loads(on("call", "wordcount", "a b a").out) == {"a": 2, "b": 1}
+    assert on("call", "--json", "wordcount", "a b a").json == {
+        "name": "wordcount",
+        "result": {"a": 2, "b": 1},
+    }
+    assert on("call", "--json", "echo", "null").json["result"] is None
+    exported = {one["name"]: one["kind"] for one in on("call", "--list", "--json").json}
+    assert (exported["wordcount"], exported["nproc"]) == ("function", "program")
+    assert "wordcount" in on("call", "--list").text
+
+
+def test_failed_calls_say_why(on: Virgo) -> None:
+    """An exception, a name that is not exported, a node that is not there, a time limit, no name at all."""
+    for words, code in (
+        (["call", "--json", "add", "1", "x"], "CALLFAILED"),
+        (["call", "--json", "no_such"], "NOTEXPORTED"),
+        (["call", "--json", "--node", "n9", "pid"], "NONODE"),
+        (["call", "--json", "--timeout", "0.2", "sleep", "30"], "DEADLINE"),
+        (["call", "--json"], "BADARG"),
+    ):
+        done = on(*words, status=1)
+        assert done.json["error"]["code"] == code, words
+        assert "Traceback" not in done.err
+
+
+def test_debug_shows_the_remote_traceback(on: Virgo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VIRGO_DEBUG=1 shows where the function failed, on its node."""
+    monkeypatch.setenv("VIRGO_DEBUG", "1")
+    assert "return first + second" in on("call", "add", "1", "x", status=1).err
+
+
+def test_a_terminal_gets_text_and_never_raw_bytes(on: Virgo, cloud3: RunningCloud) -> None:
+    """On a terminal text ends with a line end, other bytes are a dump, and tables have colours."""
+    identifier = on("malloc", "1KiB").text.strip()
+    on("set", identifier, "hello")
+    assert on_terminal(cloud3, "get", identifier) == b"hello\r\n"
+    on("set", identifier, "-", stdin=BINARY)
+    shown = on_terminal(cloud3, "get", identifier)
+    assert shown.startswith(b"00000000  00 01 02")
+    assert b"\x1b" not in shown
+    on("free", identifier)
+    assert b"\x1b[32mup" in on_terminal(cloud3, "status")
+    assert b"\x1b[32m" not in on_terminal(cloud3, "status", NO_COLOR="1")
+
+
+def on_terminal(cloud: RunningCloud, *words: str, **variables: str) -> bytes:
+    """What a terminal would show."""
+    master, slave = os.openpty()
+    with os.fdopen(master, "rb", buffering=0) as screen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "virgo.cli", *words],
+            stdin=slave,
+            stdout=slave,
+            stderr=subprocess.DEVNULL,
+            env={**cloud.environment, "TERM": "xterm", "COLUMNS": "100", **variables},
+        )
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                shown += screen.read(65536) or b""
+            except OSError:  # the terminal is closed: the program has ended
+                break
+        assert process.wait(30) == 0
+    return shown

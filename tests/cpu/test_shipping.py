@@ -1,0 +1,108 @@
+"""Functions as bytes: kept only while nothing that they hold can have changed."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from virgo.cpu import exports, messages, shipping
+from virgo.errors import BadArgument
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+SCALE = 2
+
+
+def scaled(value: int) -> int:
+    return value * SCALE
+
+
+def called(data: bytes, *args: Any) -> Any:
+    return pickle.loads(data)(*args)
+
+
+def test_a_function_that_holds_nothing_mutable_is_pickled_once():
+    """The very same bytes are given again."""
+    assert shipping.ship(scaled) is shipping.ship(scaled)
+
+
+def test_a_changed_global_is_shipped_anew(monkeypatch):
+    """What a global was when the call was made is what counts."""
+    module = sys.modules[__name__]
+    assert called(shipping.ship(scaled), 5) == 10
+    monkeypatch.setattr(module, "SCALE", 3)
+    assert called(shipping.ship(scaled), 5) == 15
+
+
+def test_a_changed_closure_is_shipped_anew():
+    """A rebound variable and a mutated object are both seen."""
+    step, seen = 1, [0]
+
+    def rebound() -> int:
+        return step
+
+    def mutated() -> int:
+        return seen[0]
+
+    assert (called(shipping.ship(rebound)), called(shipping.ship(mutated))) == (1, 0)
+    step = 2
+    seen[0] = 7
+    assert (called(shipping.ship(rebound)), called(shipping.ship(mutated))) == (2, 7)
+
+
+def test_changes_of_a_called_function_are_shipped(monkeypatch):
+    """What a function calls travels with it, as it is at that time."""
+
+    def outer() -> int:
+        return scaled(10)
+
+    assert called(shipping.ship(outer)) == 20
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 4)
+    assert called(shipping.ship(outer)) == 40
+
+
+def test_other_functions_at_the_same_address_are_not_confused():
+    """Functions that come and go, some at equal addresses, are each shipped as they are."""
+    assert [called(shipping.ship(lambda bound=number: bound)) for number in range(600)] == list(range(600))
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, -1, 2**70, 1.5, "ü", b"\xff", [1, [2]], {"a": None}, ("t",), {1}]
+)
+def test_arguments_and_results_survive(value):
+    """Plain and structured values come back equal."""
+    assert pickle.loads(shipping.ship_arguments((value,), {"k": value})) == ((value,), {"k": value})
+    assert messages.as_result(messages.pickled(value), trusted=True) == value
+
+
+def test_an_untrusted_outcome_is_never_unpickled():
+    """A pickle in place of a MessagePack result is refused, not opened."""
+    bomb = messages.PICKLED + cloudpickle.dumps(sys.exit)
+    with pytest.raises(messages.CallFailed, match="unknown kind"):
+        messages.as_result(bomb, trusted=False)
+
+
+@pytest.mark.parametrize("name", ["", "1st", "a b", "a/b", "x" * 64, "é"])
+def test_names_of_exports_are_checked(name):
+    """A name is a letter and letters, digits, '_', '.', '-'."""
+    with pytest.raises(BadArgument):
+        exports.check_name(name)
+
+
+def test_export_returns_the_function_and_refuses_a_second_of_the_name(monkeypatch):
+    """@export leaves a function as it is; another function cannot take its name unseen."""
+    monkeypatch.setattr(exports, "_registry", {})
+
+    @exports.export
+    def first() -> int:
+        return 1
+
+    assert first() == 1 and exports.exported()["first"] is first
+    assert exports.export(first) is first
+    with pytest.raises(BadArgument, match="first"):
+        exports.export(name="first")(scaled)
+    assert exports.export(name="second")(scaled) is scaled

@@ -1,0 +1,180 @@
+"""The pure decisions of the memory pool."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from fnmatch import fnmatchcase
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virgo.errors import BadArgument, PoolFull, TooLarge
+from virgo.limits import (
+    MEMORY_CHUNK_BYTES,
+    MEMORY_REGION_BYTES_MAX,
+    MEMORY_SLOTS,
+    MEMORY_SLOTS_AHEAD,
+    NODES_MAX,
+    GiB,
+    MiB,
+)
+from virgo.memory import core
+from virgo.memory.core import Region
+
+CHUNK = MEMORY_CHUNK_BYTES
+
+
+@given(
+    st.builds(
+        Region,
+        size=st.integers(1, MEMORY_REGION_BYTES_MAX),
+        spread=st.booleans(),
+        version=st.integers(0, 2**64 - 1),
+        length=st.integers(0, MEMORY_REGION_BYTES_MAX),
+        plan=st.lists(st.integers(1, 32767), max_size=256).map(tuple),
+    )
+)
+def test_a_region_survives_its_record(region: Region) -> None:
+    """Encoding and decoding a region changes nothing."""
+    assert Region.decode(region.encode()) == region
+
+
+@pytest.mark.parametrize("size", [0, -1, -(2**63)])
+def test_no_size_is_refused(size: int) -> None:
+    """A region has at least one byte."""
+    with pytest.raises(BadArgument):
+        core.check_size(size)
+
+
+def test_the_largest_region_is_bounded() -> None:
+    """The limit itself is allowed, one byte more is not."""
+    core.check_size(MEMORY_REGION_BYTES_MAX)
+    with pytest.raises(TooLarge):
+        core.check_size(MEMORY_REGION_BYTES_MAX + 1)
+
+
+@given(st.integers(1, MEMORY_REGION_BYTES_MAX))
+def test_chunks_cover_a_value_exactly(length: int) -> None:
+    """The chunks add up to the value, and only the last is short."""
+    sizes = [core.chunk_bytes(length, index) for index in range(core.chunk_count(length))]
+    assert sum(sizes) == length
+    assert all(size == CHUNK for size in sizes[:-1])
+    assert 0 < sizes[-1] <= CHUNK
+
+
+@given(
+    st.lists(st.integers(1, CHUNK), min_size=1, max_size=60),
+    st.dictionaries(st.integers(1, 9), st.integers(0, 80 * MiB), min_size=1),
+)
+def test_placing_overfills_no_node(sizes: list[int], rooms: dict[int, int]) -> None:
+    """Each chunk gets a node, and none gets more than its room; else the pool is said to be full."""
+    try:
+        plan = core.place_chunks(sizes, rooms)
+    except PoolFull:
+        assert sum(room // CHUNK for room in rooms.values()) < len(sizes)
+        return
+    used: Counter[int] = Counter()
+    for size, number in zip(sizes, plan, strict=True):
+        used[number] += size
+    assert len(plan) == len(sizes)
+    assert all(used[number] <= rooms[number] for number in used)
+
+
+def test_chunks_go_round_by_weight() -> None:
+    """Nodes share in proportion to their room, in turns rather than one after the other."""
+    plan = core.place_chunks([CHUNK] * 40, {1: 4 * GiB, 2: 2 * GiB, 3: 2 * GiB})
+    assert Counter(plan) == {1: 20, 2: 10, 3: 10}
+    assert all(len(set(plan[index : index + 4])) == 3 for index in range(0, 40, 4))
+
+
+def test_only_the_chunks_of_bad_nodes_move() -> None:
+    """A new plan keeps what can stay."""
+    region = Region(4 * CHUNK, spread=True, plan=(1, 2, 3, 2))
+    assert core.replace_chunks(region, {2}, {1: CHUNK, 2: GiB, 3: CHUNK}) == (1, 1, 3, 3)
+    with pytest.raises(PoolFull):
+        core.replace_chunks(region, {2}, {1: CHUNK, 2: GiB})
+
+
+def test_the_local_node_comes_first() -> None:
+    """While there is room here, nobody else is chosen."""
+    assert core.choose_node(10, 1, {1: 10, 2: GiB}, random.randrange) == 1
+
+
+def test_the_better_of_two_is_chosen() -> None:
+    """Of two drawn nodes the one with more room; full ones are not drawn."""
+    draws = iter([0, 2])
+    rooms = {1: 0, 2: 50, 3: 5, 4: 60, 5: 70}
+    assert core.choose_node(10, 1, rooms, lambda below: next(draws)) == 5
+    with pytest.raises(PoolFull):
+        core.choose_node(100, 1, rooms, random.randrange)
+
+
+def test_slots_are_taken_ahead_and_never_moved() -> None:
+    """One change assigns what is wanted and some more; what was assigned stays."""
+    table = [0] * MEMORY_SLOTS
+    table[7] = 9
+    found = core.assign_slots(table, {7, 8}, local=1, rooms={1: GiB, 2: GiB}, draw=random.randrange)
+    assert (found[7], found[8]) == (9, 1)
+    assert found.count(1) == 1 + MEMORY_SLOTS_AHEAD
+    assert found.count(0) == MEMORY_SLOTS - MEMORY_SLOTS_AHEAD - 2
+    again = core.assign_slots(found, {7, 8}, local=2, rooms={2: GiB}, draw=random.randrange)
+    assert again == found
+
+
+def test_a_full_node_gives_slots_to_others_and_takes_none_ahead() -> None:
+    """Without room here only the wanted slots are assigned, elsewhere."""
+    found = core.assign_slots(
+        [0] * MEMORY_SLOTS, {1, 2}, local=1, rooms={1: 0, 2: GiB}, draw=random.randrange
+    )
+    assert {number for number in found if number} == {2}
+    assert found.count(2) == 2
+
+
+def test_the_table_survives_its_register() -> None:
+    """Encoding and decoding the table changes nothing, up to the largest number of a node."""
+    table = [random.randrange(NODES_MAX + 1) for _ in range(MEMORY_SLOTS)]
+    assert core.decode_table(core.encode_table(table)) == table
+
+
+@given(st.binary(max_size=100), st.integers(0, 2**63))
+def test_a_value_survives_its_record(value: bytes, expires_ms: int) -> None:
+    """Value and expiry come back; 0 means that it does not expire."""
+    assert core.decode_value(core.encode_value(value, expires_ms)) == (value, expires_ms)
+
+
+_PATTERN = st.lists(st.sampled_from(["*", "?", "a", "b", "[ab]", "[!a]", "."]), max_size=6).map("".join)
+
+
+@given(_PATTERN, st.text("ab.", max_size=6))
+def test_patterns_match_as_shells_do(pattern: str, text: str) -> None:
+    """`*`, `?` and sets mean what they mean in fnmatch, whose negation is spelt differently."""
+    ours = core.glob(pattern.replace("!", "^").encode())
+    assert bool(ours(text.encode())) == fnmatchcase(text, pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "matches"),
+    [
+        (b"h\\*llo", b"h*llo", True),
+        (b"h\\*llo", b"hello", False),
+        (b"a[", b"a[", True),
+        (b"[a-c]x", b"bx", True),
+        (b"[a-c]x", b"dx", False),
+        (b"*\n*", b"a\nb", True),
+        (b"[^^]", b"^", False),
+        (b"a||b", b"a||b", True),
+        (b"\xff*", b"\xff\x00", True),
+    ],
+)
+def test_odd_patterns(pattern: bytes, text: bytes, matches: bool) -> None:
+    """Literals, open brackets, ranges, line ends and bytes that are no text."""
+    assert bool(core.glob(pattern)(text)) is matches
+
+
+def test_half_of_the_machine_is_shared_by_its_nodes() -> None:
+    """Without configuration a node takes its share of half the memory, within bounds."""
+    assert core.capacity_bytes(0, 24 * GiB, 3) == 4 * GiB
+    assert core.capacity_bytes(0, 1 * MiB, 1) == 16 * MiB
+    assert core.capacity_bytes(100 * MiB, 24 * GiB, 3) == 100 * MiB
