@@ -68,6 +68,9 @@ CERTIFICATE_HOSTS_MAX: Final = 100
 MEMBER_BEAT_S: Final = 1.0
 # ... and is dead for the others after three missed beats, so that a death is seen within 5 s.
 MEMBER_LEASE_S: Final = 3.5
+# A node's event loop may be busy for so long, with a value of a gigabyte for example, before the node counts
+# as hung; until then a thread of its own beats for it.
+BUSY_S_MAX: Final = 15.0
 # The promise to callers: a lost node is an error within this time.
 NODE_LOST_S: Final = 5.0
 # 15 bits of every id name its node, and a number is never given to a second node.
@@ -75,6 +78,8 @@ NODES_MAX: Final = 32_767
 NAME_CHARS_MAX: Final = 63
 # Nodes of one machine are for trying things out: each is several processes and six ports.
 LOCAL_NODES_MAX: Final = 64
+# The highest base port is 64000, and there is none beyond 65535; each further node of a machine takes one more.
+PORT_OFFSET_MAX: Final = 1_535
 
 # --- memory ---------------------------------------------------------------------------------
 # The piece in which large regions are spread over nodes; also one message between nodes.

@@ -98,7 +98,12 @@ class Node:
         self.engine = await connect_engine(self.config)
         stack.push_async_callback(self.engine.close)
         self.number, self._id = await register_patiently(self.engine, self.directory, self.name)
-        self.membership = Membership(self.engine, self.describe, self._lost)
+        self.membership = Membership(
+            self.engine,
+            self.describe,
+            self._lost,
+            connect=lambda: connect_engine(self.config, name=f"{self.name}-heart"),
+        )
         self.peers = Peers(
             find=self.membership.view.get,
             is_up=self.membership.view.is_up,

@@ -20,6 +20,7 @@ from virgo.errors import Conflict, EngineUnavailable, NoNode, PortTaken
 from virgo.home import read_record, write_record
 from virgo.limits import ENGINE_REQUEST_S, MEMBER_BEAT_S, NODE_START_S, NODES_MAX
 from virgo.members import Member
+from virgo.node.heart import Heart
 from virgo.node.view import View
 
 log = logging.getLogger("virgo.node")
@@ -105,12 +106,19 @@ class Membership:
     Args:
         describe: gives the node's own current member record.
         on_lost: called with each member whose lease ran out or that was suspected.
+        connect: gives a second connection to the engine, for the beats while the event loop is busy.
     """
 
     def __init__(
-        self, engine: Engine, describe: Callable[[], Member], on_lost: Callable[[Member], None]
+        self,
+        engine: Engine,
+        describe: Callable[[], Member],
+        on_lost: Callable[[Member], None],
+        *,
+        connect: Callable[[], Awaitable[Engine]],
     ) -> None:
         self._engine = engine
+        self._heart = Heart(connect, _SUBJECT)
         self._describe = describe
         self._on_lost = on_lost
         self._unsubscribe: Callable[[], Awaitable[None]] | None = None
@@ -129,14 +137,17 @@ class Membership:
         await self.beat()
         async with asyncio.timeout(10):
             await self._heard.wait()
+        self._heart.start()
 
     async def beat(self, *, leaving: bool = False) -> None:
         """Say that this node lives, or that it leaves."""
         member = self._describe()
         if leaving:
             member = msgspec.structs.replace(member, state="leaving")
+        beat = msgspec.json.encode(member)
+        self._heart.turned(beat)
         try:
-            await self._engine.signals.publish(_SUBJECT, msgspec.json.encode(member))
+            await self._engine.signals.publish(_SUBJECT, beat)
         except EngineUnavailable as error:
             log.warning("no beat: %s", error)
 
@@ -156,6 +167,7 @@ class Membership:
 
     async def stop(self) -> None:
         """Say farewell."""
+        await self._heart.stop()
         await self.beat(leaving=True)
         if self._unsubscribe is not None:
             await self._unsubscribe()
