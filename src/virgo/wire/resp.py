@@ -16,11 +16,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from virgo.errors import VirgoError
 
 INTEGER_MAX: Final = 2**63 - 1
+LINE_END: Final = b"\r\n"
+# A value from here on leaves as it is; copying a smaller one into one write with its neighbours is cheaper.
+LARGE_BYTES: Final = 64 * 1024
 
 
 class Encoded(bytes):
@@ -56,6 +60,23 @@ def encode(value: object, protocol: int = 2) -> bytes:
     if value is None:
         return NIL if protocol == 2 else NIL3
     return _encode_other(value, protocol)
+
+
+def parts(value: object, protocol: int = 2) -> list[bytes]:
+    """As `encode`, in pieces, so that a large value is not copied."""
+    if type(value) is bytes and len(value) >= LARGE_BYTES:
+        return [b"$%d\r\n" % len(value), value, LINE_END]
+    return [encode(value, protocol)]
+
+
+def send(transport: asyncio.WriteTransport, pieces: list[bytes]) -> None:
+    """Send in one write what is small, and large values without a copy."""
+    if len(pieces) == 1:
+        transport.write(pieces[0])
+    elif max(map(len, pieces)) < LARGE_BYTES:
+        transport.write(b"".join(pieces))
+    else:
+        transport.writelines(pieces)
 
 
 def _encode_other(value: object, protocol: int) -> bytes:

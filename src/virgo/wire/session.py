@@ -55,13 +55,23 @@ B = TypeVar("B", bound=Batch)
 _SMALL_BYTES = 512  # answers below this are not counted against OUTPUT_PAUSE_BYTES
 
 
+_LARGE_BYTES = 64 * 1024  # values from here on leave as they are, not copied into one write with the rest
+
+
+_LINE_END = b"\r\n"
+
+
 class _Slot:
-    """The place of an answer in the order of answers; `data` is None until it is there."""
+    """The place of an answer in the order of answers; `parts` is None until it is there."""
 
-    __slots__ = ("data",)
+    __slots__ = ("parts",)
 
-    def __init__(self, data: bytes | None = None) -> None:
-        self.data = data
+    def __init__(self, parts: list[bytes] | None = None) -> None:
+        self.parts = parts
+
+    def fail(self, error: VirgoError) -> None:
+        """Answer with an error."""
+        self.parts = [resp.error(error)]
 
 
 class Session(asyncio.Protocol):
@@ -241,7 +251,11 @@ class Session(asyncio.Protocol):
                     command, result, context = self._handle_other(command, request)
                 kind = type(result)
                 if kind is bytes:
-                    data = b"$%d\r\n%b\r\n" % (len(result), result)
+                    if len(result) < resp.LARGE_BYTES or command.writes:
+                        data = b"$%d\r\n%b\r\n" % (len(result), result)
+                    else:
+                        out += (b"$%d\r\n" % len(result), result)
+                        data, size = resp.LINE_END, size + len(result)
                 elif kind is resp.Encoded:
                     data = result
                 elif kind is CoroutineType:
@@ -255,9 +269,9 @@ class Session(asyncio.Protocol):
                 out.append(data)
                 if len(data) > _SMALL_BYTES:
                     size += len(data)
-                    if size > OUTPUT_PAUSE_BYTES:
-                        self._finish(out, writes)
-                        size = 0
+                if size > OUTPUT_PAUSE_BYTES:
+                    self._finish(out, writes)
+                    size = 0
             except VirgoError as error:
                 out.append(resp.error(error))
             except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
@@ -323,21 +337,21 @@ class Session(asyncio.Protocol):
         try:
             async with asyncio.timeout(context.remaining_s()) as deadline:
                 result = await work
-            slot.data = resp.encode(result, self.protocol)
+            slot.parts = resp.parts(result, self.protocol)
         except VirgoError as error:
-            slot.data = resp.error(error)
+            slot.fail(error)
         except TimeoutError as error:
             if deadline.expired():
                 late = DeadlineExceeded(f"{command.name}: the deadline of the request has passed")
-                slot.data = resp.error(late)
+                slot.fail(late)
             else:
-                slot.data = resp.error(_defect([command.name.encode()], error))
+                slot.fail(_defect([command.name.encode()], error))
         except asyncio.CancelledError:
-            slot.data = resp.error(Cancelled(f"{command.name} was cancelled"))
+            slot.fail(Cancelled(f"{command.name} was cancelled"))
             if self._transport is None:
                 raise
         except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
-            slot.data = resp.error(_defect([command.name.encode()], error))
+            slot.fail(_defect([command.name.encode()], error))
         if not command.concurrent:
             self._serial = False
         self._exclusive = self._serial  # this one has ended, so there is room for another
@@ -358,9 +372,9 @@ class Session(asyncio.Protocol):
                     out[position] = resp.error(failure)
         if out:
             if self._pending:
-                self._pending.append(_Slot(b"".join(out)))
+                self._pending.append(_Slot(out.copy()))
             elif self._transport is not None:
-                self._transport.write(b"".join(out))
+                resp.send(self._transport, out)
             out.clear()
             writes.clear()
         if self._closing or self._ended:
@@ -382,11 +396,11 @@ class Session(asyncio.Protocol):
         """Send the answers that are there, in order; close if that was asked and all is sent."""
         if self._transport is None:
             return
-        ready = []
-        while self._pending and self._pending[0].data is not None:
-            ready.append(self._pending.popleft().data or b"")
+        ready: list[bytes] = []
+        while self._pending and self._pending[0].parts is not None:
+            ready += self._pending.popleft().parts or ()
         if ready:
-            self._transport.write(b"".join(ready))
+            resp.send(self._transport, ready)
         over = self._closing or (self._ended and not self._queue and not self._exclusive)
         if over and not self._pending:
             self._leave(self._transport)
