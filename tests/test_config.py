@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from virgo import config
 from virgo.config import Placement
-from virgo.errors import BadConfig
+from virgo.errors import BadArgument, BadConfig
+from virgo.limits import PORT_OFFSET_MAX
+from virgo.members import PORTS, check_port_offset
 
 
 def load(home: Path, **variables: str) -> config.Config:
@@ -31,9 +34,10 @@ def test_without_files_everything_has_its_default(tmp_path: Path) -> None:
 
 def test_variables_win_over_the_file_key_by_key(tmp_path: Path) -> None:
     """A variable replaces its own key and leaves its neighbours as the file has them."""
-    write(tmp_path, '[node]\nbind = "0.0.0.0"\nport_offset = 5\n[memory]\ncapacity_bytes = 1\n')
+    write(tmp_path, '[node]\nbind = "0.0.0.0"\nport_offset = 5\n[memory]\ncapacity_bytes = 16777216\n')
     loaded = load(tmp_path, VIRGO_NODE_PORT_OFFSET="7")
-    assert (loaded.node.bind, loaded.node.port_offset, loaded.memory.capacity_bytes) == ("0.0.0.0", 7, 1)
+    assert (loaded.node.bind, loaded.node.port_offset) == ("0.0.0.0", 7)
+    assert loaded.memory.capacity_bytes == 16777216
 
 
 def test_a_named_file_is_the_only_one(tmp_path: Path) -> None:
@@ -109,6 +113,77 @@ def test_a_mistake_in_a_variable_is_named(tmp_path: Path, variable: str, value: 
     """A variable with a wrong value, or of no setting, is BadConfig that names it."""
     with pytest.raises(BadConfig, match=variable):
         load(tmp_path, **{variable: value})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "allowed"),
+    [
+        ("memory", "capacity_bytes", "-5", "0, or 16777216 to 1099511627776"),
+        ("memory", "capacity_bytes", "1", "0, or 16777216 to 1099511627776"),
+        ("memory", "capacity_bytes", str(2**62), "0, or 16777216 to 1099511627776"),
+        ("cpu", "workers", "-1", "0 to 256"),
+        ("cpu", "workers", "100000", "0 to 256"),
+        ("cpu", "program_time_s", "-1.0", "0.001 to 2678400"),
+        ("cpu", "program_time_s", "0.0", "0.001 to 2678400"),
+        ("cpu", "program_time_s", "inf", "0.001 to 2678400"),
+        ("cpu", "program_time_s", "nan", "0.001 to 2678400"),
+        ("node", "port_offset", "-5", "0 to 1535"),
+        ("node", "port_offset", "1536", "0 to 1535"),
+        ("node", "log_level", "loud", "debug, info, warning, error"),
+        ("engine", "port", "-1", "0 to 65535"),
+        ("engine", "port", "65536", "0 to 65535"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(
+    tmp_path: Path, section: str, key: str, value: str, allowed: str
+) -> None:
+    """In a file and in a variable alike the error names the place, the key, the value and what it may be."""
+    written = f'"{value}"' if key == "log_level" else value
+    file = write(tmp_path / "home", f"[{section}]\n{key} = {written}\n")
+    variable = f"VIRGO_{section}_{key}".upper()
+    for home, variables, place in (
+        (tmp_path / "home", {}, str(file)),
+        (tmp_path / "other", {variable: value}, variable),
+    ):
+        with pytest.raises(BadConfig) as caught:
+            load(home, **variables)
+        assert f"{section}.{key} is {value}, but must be {allowed}" in caught.value.message
+        assert place in caught.value.message
+        assert key in caught.value.hint
+
+
+def test_the_ends_of_each_range_are_accepted(tmp_path: Path) -> None:
+    """What is just allowed, and 0 where it means a choice of ours."""
+    for section, key, value in (
+        ("memory", "capacity_bytes", 0),
+        ("memory", "capacity_bytes", 16 * 1024 * 1024),
+        ("cpu", "workers", 256),
+        ("node", "port_offset", 1535),
+        ("engine", "port", 65535),
+    ):
+        loaded = load(tmp_path, **{f"VIRGO_{section}_{key}".upper(): str(value)})
+        assert getattr(getattr(loaded, section), key) == value
+
+
+def test_every_number_has_its_bounds() -> None:
+    """A number that is added to the configuration without a range fails here."""
+    numbers = {
+        (section, field.name)
+        for section in config.SECTIONS
+        for field in msgspec.structs.fields(type(getattr(config.Config(), section)))
+        if field.type in (int, float)
+    }
+    assert numbers == set(config.RANGES)
+    assert max(PORTS.values()) + PORT_OFFSET_MAX == 65_535
+
+
+def test_each_node_of_a_machine_needs_its_ports() -> None:
+    """The offset leaves room below 65535 for as many ports as there are nodes."""
+    check_port_offset(1535, 1)
+    check_port_offset(1533, 3)
+    for offset, nodes in ((-1, 1), (1536, 1), (1534, 3)):
+        with pytest.raises(BadArgument, match=rf"port_offset.* is {offset}, but must be 0 to {1536 - nodes}"):
+            check_port_offset(offset, nodes)
 
 
 def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from virgo.errors import BadConfig
-from virgo.limits import GiB
+from virgo.limits import CALL_TIMEOUT_MS_MAX, PORT_OFFSET_MAX, WORKERS_MAX, GiB
 
 
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,6 +132,35 @@ MEMORY_CAPACITY_BYTES_MIN = 16 * 1024 * 1024
 MEMORY_CAPACITY_BYTES_MAX = 1024 * GiB
 
 
+class Range(NamedTuple):
+    """What a number may be, both ends included; `or_zero` where 0 says "choose for me"."""
+
+    low: float
+    high: float
+    or_zero: bool = False
+
+    def __str__(self) -> str:
+        return f"{'0, or ' if self.or_zero else ''}{self.low} to {self.high}"
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is one of them; NaN never is."""
+        return self.low <= value <= self.high or (self.or_zero and value == 0)
+
+
+# Every number of the configuration is here: one without bounds is a mistake that starts.
+RANGES: Final[Mapping[tuple[str, str], Range]] = {
+    ("node", "port_offset"): Range(0, PORT_OFFSET_MAX),
+    ("memory", "capacity_bytes"): Range(MEMORY_CAPACITY_BYTES_MIN, MEMORY_CAPACITY_BYTES_MAX, or_zero=True),
+    ("cpu", "workers"): Range(0, WORKERS_MAX),
+    ("cpu", "program_time_s"): Range(0.001, CALL_TIMEOUT_MS_MAX // 1000),
+    ("engine", "port"): Range(0, 65_535),
+}
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+_HINT: Final = "See docs/configuration.md."
+
+
 def home(environment: Mapping[str, str] | None = None) -> Path:
     """VIRGO_HOME, by default `~/.virgo`."""
     environment = os.environ if environment is None else environment
@@ -155,11 +184,35 @@ def load(environment: Mapping[str, str] | None = None) -> Config:
     if "home" in merged:
         raise BadConfig("`home` cannot be set in a file", hint="Set the variable VIRGO_HOME.")
     _merge(merged, _from_environment(environment))
+    sources = ", ".join(str(path) for path in paths if path.exists()) or "the environment"
     try:
-        return msgspec.structs.replace(msgspec.convert(merged, Config), home=root)
+        found = msgspec.structs.replace(msgspec.convert(merged, Config), home=root)
     except msgspec.ValidationError as error:
-        sources = ", ".join(str(path) for path in paths if path.exists()) or "the environment"
-        raise BadConfig(f"configuration from {sources}: {error}", hint="See docs/configuration.md.") from None
+        raise BadConfig(f"configuration from {sources}: {error}", hint=_HINT) from None
+    _check_values(found, environment, f"configuration from {sources}")
+    return found
+
+
+def _check_values(found: Config, environment: Mapping[str, str], source: str) -> None:
+    """Raise BadConfig for the first value that is of the right type and makes no sense."""
+    for (section, key), allowed in RANGES.items():
+        value = getattr(getattr(found, section), key)
+        if not allowed.holds(value):
+            raise _out_of_range(section, key, value, str(allowed), environment, source)
+    if found.node.log_level.lower() not in LOG_LEVELS:
+        allowed_levels = ", ".join(LOG_LEVELS)
+        raise _out_of_range("node", "log_level", found.node.log_level, allowed_levels, environment, source)
+
+
+def _out_of_range(
+    section: str, key: str, value: object, allowed: str, environment: Mapping[str, str], source: str
+) -> BadConfig:
+    variable = f"VIRGO_{section}_{key}".upper()
+    where = f"environment variable {variable}" if variable in environment else source
+    return BadConfig(
+        f"{where}: {section}.{key} is {value}, but must be {allowed}",
+        hint=f"Mend {section}.{key}, or leave it out for the default. {_HINT}",
+    )
 
 
 def reference_addresses(name: str, root: Path) -> list[str]:
@@ -202,7 +255,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if variable.startswith(prefixes) and variable not in known:
             raise BadConfig(
                 f"environment variable {variable}: there is no such setting",
-                hint="See docs/configuration.md.",
+                hint=_HINT,
             )
     return found
 

@@ -78,7 +78,7 @@ NODES_MAX: Final = 32_767
 NAME_CHARS_MAX: Final = 63
 # Nodes of one machine are for trying things out: each is several processes and six ports.
 LOCAL_NODES_MAX: Final = 64
-# The highest base port is 64000, and there is none beyond 65535; each further node of a machine takes one more.
+# The highest base port is 64000, and none is beyond 65535; further nodes of a machine take one more each.
 PORT_OFFSET_MAX: Final = 1_535
 
 # --- memory ---------------------------------------------------------------------------------

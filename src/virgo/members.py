@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from virgo.errors import BadArgument
+from virgo.limits import PORT_OFFSET_MAX
+
 PORTS = {
     "cpu": 10_000,
     "events": 20_000,
@@ -12,6 +15,17 @@ PORTS = {
     "queue": 60_000,
     "analytics": 64_000,
 }
+
+
+def check_port_offset(offset: int, nodes: int) -> None:
+    """Raise BadArgument if one of so many nodes of a machine would have a port that does not exist."""
+    high = PORT_OFFSET_MAX - (nodes - 1)
+    if not 0 <= offset <= high:
+        raise BadArgument(
+            f"node.port_offset (--port-offset) is {offset}, but must be 0 to {high} for {nodes} nodes",
+            hint=f"Each node takes the next port, and the last one is 65535: {max(PORTS.values())} + offset"
+            f" + {nodes - 1} must not be more.",
+        )
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -70,7 +70,8 @@ def test_a_port_that_is_held(virgo: Virgo) -> None:
         found = findings(virgo, "--port-offset", offset)["ports"]
     assert found["state"] == "fail"
     assert f"pid {os.getpid()}" in found["message"]
-    assert "does not exist" in findings(virgo, "--port-offset", 1536)["ports"]["message"]
+    beyond = findings(virgo, "--port-offset", 1535, "--nodes", 2)["ports"]
+    assert beyond["message"] == "port 65536 does not exist"
 
 
 def test_a_home_that_cannot_be_used(virgo: Virgo, tmp_path: Path) -> None:

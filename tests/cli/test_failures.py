@@ -118,8 +118,15 @@ def test_a_wrong_command_line_is_status_2(virgo: Virgo) -> None:
         (["status", "--no-such"], "No such option"),
         (["malloc"], "Missing argument"),
         (["up", "--engines", "2"], "1, 3 or 5"),
-        (["up", "--nodes", "0"], "--nodes"),
+        (["up", "--nodes", "0"], "'--nodes': 0 is not within 1 to 64."),
         (["up", "--nodes", "many"], "--nodes"),
+        (["up", "--port-offset", "-5"], "'--port-offset': -5 is not within 0 to 1535."),
+        (["doctor", "--port-offset", "1536"], "1536 is not within 0 to 1535."),
+        (["demo", "--port-offset", "-1"], "-1 is not within 0 to 1535."),
+        (["call", "--timeout", "-1", "pid"], "-1.0 is not within 0 to"),
+        (["call", "--timeout", "nan", "pid"], "nan is not within 0 to"),
+        (["call", "--timeout", "inf", "pid"], "inf is not within 0 to"),
+        (["ca", "issue", "n2", "--node", "--days", "0"], "0 is not within 1 to 3650."),
     ):
         done = virgo(*words)
         assert (done.status, done.out) == (2, b""), words
@@ -128,6 +135,24 @@ def test_a_wrong_command_line_is_status_2(virgo: Virgo) -> None:
         assert said in message
         assert hint.startswith("hint: `virgo ")
     assert virgo("malloc", "--json").json["error"]["code"] == "USAGE"
+
+
+def test_numbers_that_do_not_fit_together_are_refused_before_anything_starts(
+    virgo: Virgo, tmp_path: Path
+) -> None:
+    """An offset whose last node would have port 65536 is named with its range, whatever the verb."""
+    for words in (
+        ["up", "--nodes", "3", "--port-offset", "1534"],
+        ["up", "--detach", "--nodes", "3", "--port-offset", "1534"],
+        ["demo", "--port-offset", "1534"],
+        ["systemd-unit", "--nodes", "3", "--port-offset", "1534"],
+    ):
+        done = virgo(*words)
+        message, hint = done.err.splitlines()
+        assert done.status == 1, words
+        assert "(--port-offset) is 1534, but must be 0 to 1533 for 3 nodes" in message
+        assert "65535" in hint
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_bad_setting_is_named(virgo: Virgo, monkeypatch: pytest.MonkeyPatch) -> None:

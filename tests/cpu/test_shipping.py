@@ -10,6 +10,7 @@ import cloudpickle
 import pytest
 
 from virgo.cpu import exports, messages, shipping
+from virgo.cpu.client import call_of
 from virgo.errors import BadArgument
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -106,3 +107,24 @@ def test_export_returns_the_function_and_refuses_a_second_of_the_name(monkeypatc
     with pytest.raises(BadArgument, match="first"):
         exports.export(name="first")(scaled)
     assert exports.export(name="second")(scaled) is scaled
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"timeout": 0}, "timeout is 0, but must be more than 0 s and at most 2678400 s"),
+        ({"timeout": -1.5}, "timeout is -1.5"),
+        ({"timeout": float("inf")}, "timeout is inf"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"retries": -1}, "retries is -1, but must be 0 to 1000"),
+        ({"retries": 1001}, "retries is 1001"),
+    ],
+)
+def test_options_of_a_call_that_make_no_sense_are_refused_before_it_travels(
+    options: dict[str, Any], said: str
+) -> None:
+    """BadArgument that names option, value and range, and says what to give instead."""
+    with pytest.raises(BadArgument) as caught:
+        call_of("pid", (), {}, **options)
+    assert said in caught.value.message
+    assert caught.value.hint

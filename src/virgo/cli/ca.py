@@ -14,8 +14,9 @@ import psutil
 import typer
 
 from virgo import config
+from virgo.cli.options import within
 from virgo.errors import BadArgument
-from virgo.limits import CERTIFICATE_DAYS, CERTIFICATE_HOSTS_MAX
+from virgo.limits import AUTHORITY_DAYS, CERTIFICATE_DAYS, CERTIFICATE_HOSTS_MAX
 from virgo.wire import authority
 
 app = typer.Typer(
@@ -56,7 +57,9 @@ def issue(
         list[str] | None, typer.Option(metavar="ROLE", help="read, write, exec or admin; repeatable.")
     ] = None,
     node: Annotated[bool, typer.Option("--node", help="It is a machine of the cloud.")] = False,
-    days: Annotated[int, typer.Option(help="How long it is valid.")] = CERTIFICATE_DAYS,
+    days: Annotated[
+        int, typer.Option(callback=within(1, AUTHORITY_DAYS), help="How long it is valid.")
+    ] = CERTIFICATE_DAYS,
     as_json: Json = False,
 ) -> None:
     """Make a certificate for a machine (--node) or a user (--role)."""

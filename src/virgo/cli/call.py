@@ -15,7 +15,8 @@ import typer
 
 from virgo.cli import complete, render
 from virgo.cli.data import as_text, write_bytes
-from virgo.cli.options import WORK, Home, Json, Node, connected
+from virgo.cli.options import WORK, Home, Json, Node, connected, within
+from virgo.limits import CALL_TIMEOUT_MS_MAX
 
 if TYPE_CHECKING:
     from virgo.cloud import Cloud
@@ -40,7 +41,13 @@ def call(
     node: Node = "",
     list_them: Annotated[bool, typer.Option("--list", help="List what can be called.")] = False,
     timeout_s: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="Stop it after that; 0 for no limit.", min=0)
+        float,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            callback=within(0, CALL_TIMEOUT_MS_MAX / 1000),
+            help="Stop it after that; 0 for no limit.",
+        ),
     ] = 0.0,
     as_json: Json = False,
     _home: Home = None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,10 +16,23 @@ if TYPE_CHECKING:
     from virgo.config import Config
     from virgo.members import Member
 
+T = TypeVar("T", int, float, "int | None")
+
 # Headings of `virgo --help`.
 CLOUD = "The cloud"
 WORK = "Processors, memory, files"
 CARE = "Set-up and care"
+
+
+def within(low: float, high: float) -> Callable[[T], T]:
+    """A callback that refuses a number outside of these bounds, and NaN, by naming all three."""
+
+    def check(value: T) -> T:
+        if value is not None and not low <= value <= high:
+            raise typer.BadParameter(f"{value} is not within {low:g} to {high:g}.")
+        return value
+
+    return check
 
 
 def use_home(value: Path | None) -> Path | None:

@@ -10,7 +10,7 @@ import typer
 
 from virgo.cli import render
 from virgo.cli.options import CARE, Home, Json, settings
-from virgo.cli.up import Advertise, Bind, Engines, Join, Name, Nodes, PortOffset, as_environment
+from virgo.cli.up import Advertise, Bind, Engines, Join, Name, Nodes, PortOffset, as_environment, check_ports
 
 app = typer.Typer()
 
@@ -37,8 +37,10 @@ def doctor(
 @app.command(rich_help_panel=CARE)
 def demo(port_offset: PortOffset = None, as_json: Json = False, home: Home = None) -> None:
     """Take the tour: three nodes, used, broken and gone again."""
-    from virgo.cli.demo import run
+    from virgo.cli.demo import NODES, run
+    from virgo.members import check_port_offset
 
+    check_port_offset(port_offset or 0, len(NODES))
     raise typer.Exit(run(home=home, port_offset=port_offset or 0, json_output=as_json))
 
 
@@ -64,7 +66,8 @@ def systemd_unit(
     """Print a systemd unit for `virgo up` with these options."""
     from virgo.kernel.systemd import unit
 
-    config = settings()
+    config = settings(as_environment(port_offset=port_offset, bind=bind))
+    check_ports(config, nodes)
     options = {"--nodes": nodes, "--port-offset": port_offset, "--name": name, "--bind": bind}
     options |= {"--advertise": advertise, "--engines": engines}
     command = [*_command(), "up"]

@@ -20,8 +20,8 @@ import typer
 
 from virgo.cli import render
 from virgo.cli.cloud import show_status
-from virgo.cli.options import CLOUD, Home, Json, settings
-from virgo.limits import LOCAL_NODES_MAX
+from virgo.cli.options import CLOUD, Home, Json, settings, within
+from virgo.limits import LOCAL_NODES_MAX, PORT_OFFSET_MAX
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,14 +46,24 @@ def _engine_size(value: int) -> int:
 
 
 Nodes = Annotated[
-    int, typer.Option("--nodes", metavar="N", min=1, max=LOCAL_NODES_MAX, help="How many nodes to run here.")
+    int,
+    typer.Option(
+        "--nodes", metavar="N", callback=within(1, LOCAL_NODES_MAX), help="How many nodes to run here."
+    ),
 ]
 Join = Annotated[
     list[str] | None,
     typer.Option("--join", metavar="HOST", help="Join the cloud of this machine; repeatable."),
 ]
 PortOffset = Annotated[
-    int | None, typer.Option("--port-offset", metavar="N", help="Add this to every port.", show_default=False)
+    int | None,
+    typer.Option(
+        "--port-offset",
+        metavar="N",
+        callback=within(0, PORT_OFFSET_MAX),
+        help="Add this to every port.",
+        show_default=False,
+    ),
 ]
 Name = Annotated[
     str, typer.Option("--name", help="Name of the node, n1 if it stays alone.", show_default=False)
@@ -104,10 +114,19 @@ def up(
         ),
     )
     config = settings(options.environment)
+    check_ports(config, nodes)
     if detach:
         _start_detached(config, options, as_json=as_json)
     else:
         _run_in_front(config, options, as_json=as_json)
+
+
+def check_ports(config: Config, nodes: int) -> None:
+    """Raise BadArgument if the nodes would have ports that do not exist; without `bind` they have none."""
+    from virgo.members import check_port_offset
+
+    if config.node.bind:
+        check_port_offset(config.node.port_offset, nodes)
 
 
 def node_names(nodes: int, name: str, *, joining: bool) -> list[str]:

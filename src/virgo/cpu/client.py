@@ -31,7 +31,7 @@ from virgo.cpu.exports import check_name, summary_of
 from virgo.cpu.messages import Options
 from virgo.cpu.shipping import ship, ship_arguments
 from virgo.errors import BadArgument
-from virgo.limits import ASYNC_CALLS_MAX, CALL_TERMINATE_S
+from virgo.limits import ASYNC_CALLS_MAX, CALL_RETRIES_MAX, CALL_TERMINATE_S, CALL_TIMEOUT_MS_MAX
 from virgo.wire.call import AsyncRunner, Call, Runner, as_nothing, as_text
 
 T = TypeVar("T")
@@ -308,10 +308,16 @@ def _payload(
     key: str = "",
 ) -> tuple[Options, bytes, bytes]:
     """Options, function and arguments of a call. Raises BadArgument, or what pickling raises."""
-    if timeout is not None and not timeout > 0:
-        raise BadArgument(f"timeout is {timeout}, but must be more than 0 seconds")
-    if retries < 0:
-        raise BadArgument(f"retries is {retries}, but must be 0 or more")
+    if timeout is not None and not 0 < timeout <= CALL_TIMEOUT_MS_MAX / 1000:
+        raise BadArgument(
+            f"timeout is {timeout}, but must be more than 0 s and at most {CALL_TIMEOUT_MS_MAX // 1000} s",
+            hint="timeout=None sets no limit.",
+        )
+    if not 0 <= retries <= CALL_RETRIES_MAX:
+        raise BadArgument(
+            f"retries is {retries}, but must be 0 to {CALL_RETRIES_MAX}",
+            hint="0 runs the call at most once; more only if running it twice does no harm.",
+        )
     timeout_ms = 0 if timeout is None else max(1, math.ceil(timeout * 1000))
     if isinstance(target, str):
         options = Options(key, target, node, timeout_ms, retries, "data")
