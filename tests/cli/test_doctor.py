@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,8 +18,9 @@ from virgo.kernel.process import ProcessMark
 from virgo.members import PORTS
 
 LOOKED_AT = {
-    "configuration", "Python", "packages", "engine", "home", "token", "certificates", "leftovers", "nodes",
-    "ports", "disk", "pressure", "FUSE", "system calls", "open files", "kernel TLS", "clock",
+    "configuration", "Python", "packages", "engine", "home", "token", "certificates", "exports", "placement",
+    "leftovers", "nodes", "ports", "disk", "pressure", "FUSE", "system calls", "open files", "kernel TLS",
+    "clock",
 }  # fmt: skip
 
 
@@ -130,3 +132,26 @@ def test_a_running_cloud_is_reached_at_every_place(virgo: Virgo, cloud3: Running
     assert found["ports"]["message"] == "18 are held by the nodes that run"
     assert found["leftovers"]["state"] == "ok"
     assert found["token"]["message"] == "mode 0600"
+
+
+def test_exports_that_are_not_there(virgo: Virgo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each export without its directory is a failure that names both."""
+    monkeypatch.setenv("VIRGO_FILES_EXPORTS", json.dumps({"good": str(tmp_path), "bad": "/no/such/place"}))
+    found = findings(virgo)["exports"]
+    assert (found["state"], found["message"]) == ("fail", "bad: /no/such/place is not there")
+    monkeypatch.setenv("VIRGO_FILES_EXPORTS", json.dumps({"good": str(tmp_path)}))
+    assert findings(virgo)["exports"] == {"name": "exports", "state": "ok", "message": "good", "hint": ""}
+
+
+def test_rules_that_name_no_node(virgo: Virgo, cloud3: RunningCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule of placement whose node the running cloud does not know is named; without one none can."""
+    rules = [{"prefix": "/good", "node": "n2"}, {"prefix": "/bad", "node": "n9"}]
+    monkeypatch.setenv("VIRGO_FILES_PLACEMENT", json.dumps(rules))
+    found = findings(virgo, home=cloud3.home)["placement"]
+    assert found["state"] == "fail"
+    assert found["message"] == "the rule for '/bad' names 'n9', which is no node of this cloud"
+    assert "n1, n2, n3" in found["hint"]
+    assert findings(virgo)["placement"]["message"].startswith("2 rules; whether")
+    monkeypatch.setenv("VIRGO_FILES_PLACEMENT", json.dumps(rules[:1]))
+    found = findings(virgo, home=cloud3.home)["placement"]
+    assert (found["state"], found["message"]) == ("ok", "1 rule")

@@ -138,3 +138,15 @@ def test_a_taken_port_is_named(home: Path, offset: int) -> None:
     assert f"(pid {os.getpid()}" in message
     assert "--port-offset" in hint
     assert json.loads(virgo(home, "status", "--json").stdout)["nodes"] == []
+
+
+@pytest.mark.parametrize("how", [("--detach",), ()], ids=["detached", "in front"])
+def test_an_export_that_is_not_there_is_named(home: Path, how: tuple[str, ...]) -> None:
+    """`up` with an export whose directory is absent says which and what to do, before anything runs."""
+    (home / "virgo.toml").write_text('[files]\nexports = { data = "/no/such/place" }\n')
+    failed = virgo(home, "up", *how, status=1)
+    message, hint = failed.stderr.splitlines()[-2:]
+    assert message == "virgo: files.exports: data = '/no/such/place', but /no/such/place is not there"
+    assert hint.startswith("hint: Make or mount the directory")
+    assert json.loads(virgo(home, "status", "--json").stdout)["nodes"] == []
+    assert not (home / "engine").exists()

@@ -31,6 +31,7 @@ from virgo.errors import (
     TooLarge,
     VirgoError,
 )
+from virgo.files import roots
 from virgo.limits import FILE_IO_BYTES_MAX
 from virgo.members import node_of
 from virgo.wire.resp import OK
@@ -201,6 +202,46 @@ def test_a_wrong_configuration_stops_the_module(tmp_path: Path, files: FilesConf
         on_cloud(tmp_path, test, Config(files=files))
 
 
+def test_an_export_that_went_away_is_named_and_may_come_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node starts without it, says so in its log and to who asks, and serves it once it is there."""
+    disk = tmp_path / "disk"
+
+    async def test(n1: Node, *_nodes: Node) -> None:
+        assert f"the export data cannot be served: {disk} is not there" in caplog.text
+        for request in (("VIRGO_OPEN", "/n1/data/x", "r"), ("FILES.LIST", "/n1/data")):
+            with pytest.raises(FileMissing) as caught:
+                await n1.send(*request)
+            assert f"{disk}, the directory of the export 'data', is not there" in caught.value.message
+            assert "doctor" in caught.value.hint
+        disk.mkdir()
+        (disk / "x").write_bytes(b"back")
+        opened = await n1.send("VIRGO_OPEN", "/n1/data/x", "r")
+        assert await n1.send("VIRGO_READ", opened, 9, 0) == b"back"
+        await n1.module.stop()
+        await n1.module.start()
+        disk.rename(tmp_path / "elsewhere")
+        with pytest.raises(FileMissing, match="the directory of the export 'data'"):
+            await n1.send("VIRGO_READ", opened, 9, 0)
+        (tmp_path / "elsewhere").rename(disk)
+        assert await n1.send("VIRGO_READ", opened, 9, 0) == b"back"
+
+    on_cloud(tmp_path / "home", test, Config(files=FilesConfig(exports={"data": str(disk)})))
+
+
+def test_exports_are_looked_at_before_a_start(tmp_path: Path) -> None:
+    """Absent directories and files in their place are BadConfig that names export, directory and remedy."""
+    (tmp_path / "file").write_bytes(b"")
+    roots.check_present(FilesConfig(exports={"data": str(tmp_path)}))
+    for name, what in (("gone", "not there"), ("file", "not a directory")):
+        with pytest.raises(BadConfig) as caught:
+            roots.check_present(FilesConfig(exports={"good": str(tmp_path), name: str(tmp_path / name)}))
+        assert f"files.exports: {name} = " in caught.value.message
+        assert f"{tmp_path / name} is {what}" in caught.value.message
+        assert name in caught.value.hint
+
+
 def test_placement_by_room_and_register(tmp_path: Path) -> None:
     """A new placed file goes to the node with most room and is found from every node in any spelling."""
 
@@ -241,8 +282,9 @@ def test_placement_by_rule(tmp_path: Path) -> None:
         assert node_of(await n2.send("VIRGO_OPEN", "data/hot/x")) == 1
         assert node_of(await n2.send("VIRGO_OPEN", "/pool/database")) == 2
         assert set(n2.cloud.registers.kept) == {"files/place/database"}
-        with pytest.raises(NoNode, match="n9"):
+        with pytest.raises(NoNode, match=r"files\.placement puts '/pool/lost/x' on 'n9'") as caught:
             await n2.send("VIRGO_OPEN", "/lost/x")
+        assert "rule" in caught.value.hint
         assert await n2.send("FILES.RENAME", "/data/x", "/data/y") is OK
         with pytest.raises(FileRefused, match="EXDEV"):
             await n2.send("FILES.RENAME", "/data/y", "/data/hot/y")

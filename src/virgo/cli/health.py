@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from virgo.cli.diagnosis import Check, Finding, Patient, State
+from virgo.cli.render import count
 from virgo.limits import TOKEN_CHARS_MIN
 
 _DISTRIBUTION = "virgo-os"
@@ -205,6 +206,38 @@ def _reached(node: dict[str, Any], patient: Patient) -> Finding:
     return Finding(name, "ok", f"answers at {len(places)} places")
 
 
+def exports(patient: Patient) -> Iterator[Finding]:
+    """Whether the exported directories are there."""
+    from virgo.files.roots import absent
+
+    wrong = absent(patient.config.files)
+    for name, what in wrong.items():
+        hint = f"Make or mount the directory, or take {name} out of files.exports."
+        yield Finding("exports", "fail", f"{name}: {what}", hint)
+    if not wrong:
+        yield Finding("exports", "ok", ", ".join(patient.config.files.exports) or "none")
+
+
+def placement(patient: Patient) -> Iterator[Finding]:
+    """Whether the rules of placement name nodes of the cloud; only a cloud that runs can tell."""
+    from virgo.node import control
+
+    rules = patient.config.files.placement
+    place = patient.config.home
+    known = [node["name"] for node in control.status(place)["nodes"]] if rules else []
+    strange = [rule for rule in rules if known and rule.node not in known]
+    for rule in strange:
+        yield Finding(
+            "placement",
+            "fail",
+            f"the rule for {rule.prefix!r} names {rule.node!r}, which is no node of this cloud",
+            f"The nodes are: {', '.join(known)}. Mend files.placement, or start that node.",
+        )
+    if not strange:
+        unseen = "" if known or not rules else "; whether their nodes exist shows when the cloud runs"
+        yield Finding("placement", "ok", f"{count(len(rules), 'rule')}{unseen}")
+
+
 CHECKS: tuple[Check, ...] = (
-    python, packages, engine, home, token, certificates, leftovers, nodes,
+    python, packages, engine, home, token, certificates, exports, placement, leftovers, nodes,
 )  # fmt: skip

@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from virgo.errors import BadDescriptor, FileMissing, FileRefused, TooLarge
@@ -233,6 +234,8 @@ class LocalFiles:
             with translating(f"reopen {kept.path!r}"), self._root(spot, change=change) as root:
                 descriptor = beneath.open_regular(root, kept.path, kept.flags)
         except FileMissing as error:
+            if not Path(self._directories[kept.root]).is_dir():  # not the file alone is gone
+                raise
             raise FileMissing(
                 f"the open file {kept.path!r} is gone: it was removed while the node did not hold it open",
                 hint="Close the descriptor, and open the path again.",
@@ -259,7 +262,15 @@ class LocalFiles:
     def _root(self, spot: Spot, *, change: bool = False) -> Iterator[int]:
         if change and spot.root in self._read_only:
             raise OSError(errno.EROFS, f"the export {spot.root!r} is read-only")
-        descriptor = beneath.open_root(self._directories[spot.root])
+        try:
+            descriptor = beneath.open_root(self._directories[spot.root])
+        except (FileNotFoundError, NotADirectoryError):
+            if spot.root in (core.PRIVATE, core.POOL_ROOT):
+                raise
+            raise FileMissing(
+                f"{self._directories[spot.root]}, the directory of the export {spot.root!r}, is not there",
+                hint="Make or mount it on its node; `virgo doctor` there shows all exports.",
+            ) from None
         try:
             yield descriptor
         finally:

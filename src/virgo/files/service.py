@@ -14,6 +14,7 @@ role `read`, everything that changes something `write`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from virgo.errors import BadConfig, BadDescriptor, NoNode, TooLarge
-from virgo.files import beneath, core
+from virgo.errors import BadDescriptor, NoNode, TooLarge
+from virgo.files import beneath, core, roots
 from virgo.files.core import DEFAULT_MODE, POOL_ROOT, PRIVATE
 from virgo.files.descriptors import DescriptorTable
 from virgo.files.local import LocalFiles
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from virgo.wire.session import Session
 
 T = TypeVar("T")
+log = logging.getLogger("virgo.files")
 
 
 class FilesModule:
@@ -316,19 +318,14 @@ class FilesModule:
     def _roots(self) -> tuple[dict[str, str], list[str]]:
         """Directory by root name, and the names of those that are read-only. Raises BadConfig."""
         config = self._node.config.files
-        core.check_exports(config.exports)
-        strange = [name for name in config.read_only if name not in config.exports]
-        if strange:
-            raise BadConfig(f"files.read_only names {strange[0]!r}, which files.exports does not")
+        exported = roots.export_directories(config)
+        for name, wrong in roots.absent(config).items():
+            log.warning("the export %s cannot be served: %s", name, wrong)
         directories = {
             PRIVATE: str(self._node.directory / "files"),
             POOL_ROOT: str(self._node.directory / "files-pool"),
+            **{name: str(directory) for name, directory in exported.items()},
         }
-        for name, written in config.exports.items():
-            directory = Path(written).expanduser()
-            if not directory.is_absolute():
-                raise BadConfig(f"files.exports: {name} = {written!r} must be an absolute path")
-            directories[name] = str(directory)
         return directories, config.read_only
 
 

@@ -22,6 +22,7 @@ import msgspec
 
 from virgo.config import Config
 from virgo.errors import BadConfig, Busy, NotRunning, VirgoError, from_line
+from virgo.files.roots import check_present
 from virgo.home import log_file, node_directory, read_record, record_path, socket_path, write_record
 from virgo.kernel.process import ProcessMark
 from virgo.kernel.systemd import notify
@@ -155,7 +156,9 @@ class Supervisor:
             VirgoError: something did not start; then all is stopped again.
         """
         self._check_alone()
-        server_tls(self.config)  # refuse an unsafe bind before anything runs
+        # Refuse before anything runs: an unsafe bind, an export that is not there.
+        server_tls(self.config)
+        check_present(self.config.files)
         self._record("starting")
         watchers: list[asyncio.Task[None]] = []
         try:
