@@ -19,8 +19,9 @@ from virgo.errors import NodeLost, NotRunning
 
 COMMAND = (sys.executable, "-m", "virgo.cli")
 READING = (
-    ["status"], ["nodes"], ["modules"], ["doctor"], ["ls", "/"], ["get", "1"], ["call", "--list"],
-    ["call", "hostname"], ["version"], ["down"], ["malloc", "1"], ["token", "list"],
+    ["status"], ["nodes"], ["modules"], ["doctor"], ["ls", "/"], ["cat", "/n1/x"], ["get", "1"],
+    ["call", "--list"], ["call", "hostname"], ["version"], ["down"], ["malloc", "1"], ["free", "1"],
+    ["token", "list"],
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from cli.conftest import Ran, Virgo
 from conftest import RunningCloud
+from virgo.limits import FILE_IO_BYTES_MAX
 from virgo.members import PORTS, node_of
 
 BINARY = bytes(range(256)) + b"\r\n\x1b[2J"
@@ -75,6 +76,22 @@ def test_memory_round_trip(on: Virgo, tmp_path: Path) -> None:
         assert on(*words, "--json", status=1).json["error"]["code"] == "NOID"
 
 
+def test_free_says_what_became_of_each(on: Virgo) -> None:
+    """An id that is unknown does not keep the others from being freed; both are told, and the status is 1."""
+    first, second = (on("malloc", "--json", 4).json["id"] for _ in range(2))
+    done = on("free", "--json", first, 5, second, first, status=1)
+    assert done.json["freed"] == [first, second]
+    assert [(one["item"], one["code"]) for one in done.json["failed"]] == [(5, "NOID"), (first, "NOID")]
+    assert all(one["message"] and one["hint"] for one in done.json["failed"])
+    assert done.json["error"]["code"] == "NOID"
+    assert [line[:6] for line in done.err.splitlines()] == ["virgo:", "hint: "] * 2
+    for identifier in (first, second):
+        assert on("get", identifier, "--json", status=1).json["error"]["code"] == "NOID"
+    third = on("malloc", "--json", 4).json["id"]
+    assert on("free", third, "--json").json == {"freed": [third]}
+    assert on("free", "5", "no-id", "--json", status=1).json["error"]["code"] == "BADARG"
+
+
 def test_refusals_of_memory_keep_their_hints(on: Virgo) -> None:
     """A size of nothing, too much for the region, a node that is not there, a file that is not there."""
     identifier = on("malloc", "--json", 4).json["id"]
@@ -100,22 +117,43 @@ def test_files_round_trip(on: Virgo, tmp_path: Path) -> None:
     assert on("put", local, "/n2/cli", "--durable", "--json").json["path"] == "/n2/cli/a file.bin"
     on("put", "-", "/n2/cli/two", "--durable", stdin=b"second\n")
     assert on("cat", "/n2/cli/one", "/n2/cli/two").out == BINARY + b"second\n"
+    shown = on("cat", "--json", "/n2/cli/one", "/n2/cli/two").json
+    assert [(one["path"], one["bytes"], one["text"]) for one in shown] == [
+        ("/n2/cli/one", len(BINARY), None), ("/n2/cli/two", 7, "second\n"),
+    ]  # fmt: skip
+    assert base64.b64decode(shown[0]["base64"]) == BINARY
     assert on("ls", "/n2/cli").text.splitlines() == ["a file.bin", "one", "two"]
     assert [entry["size"] for entry in on("ls", "/n2/cli/two", "--json").json] == [7]
     assert on("ls").text.splitlines() == ["n1", "n2", "n3", "pool"]
     on("put", local, "cli-placed")
     assert on("cat", "/pool/cli-placed").out == BINARY
-    on("rm", "cli-placed", "/n2/cli/one", "/n2/cli/two", "/n2/cli/a file.bin", "/n2/cli")
+    names = ["cli-placed", "/n2/cli/one", "/n2/cli/two", "/n2/cli/a file.bin", "/n2/cli"]
+    done = on("rm", "--json", "/n2/absent", *names, status=1).json
+    assert done["removed"] == names
+    assert [(one["item"], one["code"]) for one in done["failed"]] == [("/n2/absent", "NOENT")]
     for words, code in (
         (["ls", "/n2/cli"], "NOENT"),
         (["rm", "cli-placed"], "NOENT"),
         (["put", local, "/n1/../../x"], "ESCAPE"),
         (["put", tmp_path / "absent", "/n1/x"], "OS"),
         (["ls", "/n9/"], "NOENT"),
+        (["cat", "/n2/cli/one"], "NOENT"),
     ):
         assert on(*words, "--json", status=1).json["error"]["code"] == code, words
     assert on("cat", "/n2/cli/one", status=1).out == b""
     assert on("put", "-", "/n2/", status=1).err.startswith("virgo: /n2/ is a directory\nhint: ")
+
+
+def test_cat_does_not_make_json_of_what_is_too_large(on: Virgo, cloud3: RunningCloud) -> None:
+    """A file above the bound of one read is refused with the way out."""
+    with cloud3.connect() as cloud:
+        descriptor = cloud.files.open_descriptor("/n1/cli-large")
+        cloud.files.truncate(descriptor, FILE_IO_BYTES_MAX + 1)
+        done = on("cat", "--json", "/n1/cli-large", status=1)
+        assert done.json["error"]["code"] == "TOOBIG"
+        assert "Leave --json out" in done.json["error"]["hint"]
+        cloud.files.close(descriptor)
+        cloud.files.remove("/n1/cli-large")
 
 
 def test_calls(on: Virgo) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from virgo.cli import render
+from virgo.cli.failures import for_each
 from virgo.cli.options import WORK, Home, Json, Node, connected
 from virgo.errors import TooLarge
 from virgo.limits import MEMORY_REGION_BYTES_MAX
@@ -78,7 +79,7 @@ def get_region(
     if output is not None:
         output.write_bytes(content)
     if as_json:
-        _print_described(number, content)
+        render.print_json({"id": number, **described(content)})
     elif output is None:
         write_bytes(content)
 
@@ -89,13 +90,18 @@ def free(
     as_json: Json = False,
     _home: Home = None,
 ) -> None:
-    """End regions; an id is never given again."""
+    """End regions; an id is never given again.
+
+    One that cannot be freed is told, and does not keep the others.
+    """
     numbers = [parse_id(identifier) for identifier in identifiers]
     with connected() as cloud:
-        for number in numbers:
-            cloud.client.execute("VIRGO_FREE", number)
-    if as_json:
-        render.print_json({"freed": numbers})
+        for_each(
+            numbers,
+            lambda number: cloud.client.execute("VIRGO_FREE", number),
+            done="freed",
+            as_json=as_json,
+        )
 
 
 def parse_size(text: str) -> int:
@@ -166,8 +172,9 @@ def as_text(content: bytes) -> str | None:
         return None
 
 
-def _print_described(number: int, content: bytes) -> None:
+def described(content: bytes) -> dict[str, int | str | None]:
+    """The bytes for JSON: how many, as text if they are UTF-8, and in any case in Base64."""
     import base64
 
     encoded = base64.b64encode(content).decode()
-    render.print_json({"id": number, "bytes": len(content), "text": as_text(content), "base64": encoded})
+    return {"bytes": len(content), "text": as_text(content), "base64": encoded}

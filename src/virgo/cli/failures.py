@@ -15,14 +15,16 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import typer
 
 from virgo.cli import render
 from virgo.errors import CallFailed, VirgoError
 
+T = TypeVar("T")
 FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 
@@ -34,6 +36,11 @@ class Failure:
     message: str
     hint: str = ""
     status: int = FAILED
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """For JSON."""
+        return {"code": self.code, "message": self.message, "hint": self.hint}
 
 
 def guarded(run: Callable[[], None], *, as_json: bool) -> int:
@@ -58,6 +65,36 @@ def guarded(run: Callable[[], None], *, as_json: bool) -> int:
         tell(failure, as_json=as_json)
         return failure.status
     return 0
+
+
+def for_each(items: Sequence[T], act: Callable[[T], object], *, done: str, as_json: bool) -> None:
+    """Act on every item, also after one that failed, and tell what became of each.
+
+    With `--json` that is `{DONE: [item, ...]}`; if any failed also `failed`, each with its item and error,
+    and `error`, the first of them. Without it only failures are told.
+
+    Raises:
+        typer.Exit: one or more failed.
+    """
+    succeeded: list[T] = []
+    failed: list[tuple[T, Failure]] = []
+    for item in items:
+        try:
+            act(item)
+        except VirgoError as error:
+            failed.append((item, describe(error)))
+        else:
+            succeeded.append(item)
+    if as_json:
+        shown: dict[str, Any] = {done: succeeded}
+        if failed:
+            shown["failed"] = [{"item": item, **failure.shown} for item, failure in failed]
+            shown["error"] = failed[0][1].shown
+        render.print_json(shown)
+    for _item, failure in failed:
+        tell(failure, as_json=False)
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 def describe(error: Exception) -> Failure:
@@ -93,8 +130,7 @@ def _usage(error: Exception) -> Failure | None:
 def tell(failure: Failure, *, as_json: bool) -> None:
     """Say it on standard error, and as JSON where that was asked for."""
     if as_json:
-        shown = {"code": failure.code, "message": failure.message, "hint": failure.hint}
-        render.print_json({"error": shown})
+        render.print_json({"error": failure.shown})
     sys.stdout.flush()
     sys.stderr.write(f"virgo: {render.one_line(failure.message)}\n")
     if failure.hint:

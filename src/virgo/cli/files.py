@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from virgo.cli import complete, render
+from virgo.cli.data import described
+from virgo.cli.failures import for_each
 from virgo.cli.options import WORK, Home, Json, connected
-from virgo.limits import FILE_CHUNK_BYTES
+from virgo.limits import FILE_CHUNK_BYTES, FILE_IO_BYTES_MAX
 
 if TYPE_CHECKING:
     from virgo.cloud import Cloud
@@ -51,8 +53,12 @@ def ls(
 
 
 @app.command(rich_help_panel=WORK)
-def cat(paths: Annotated[list[str], RemotePath], _home: Home = None) -> None:
+def cat(paths: Annotated[list[str], RemotePath], as_json: Json = False, _home: Home = None) -> None:
     """Print the content of files as it is."""
+    if as_json:
+        with connected() as cloud:
+            render.print_json([{"path": path, **described(_content(cloud, path))} for path in paths])
+        return
     sys.stdout.flush()
     with connected() as cloud:
         for path in paths:
@@ -83,18 +89,32 @@ def rm(
     as_json: Json = False,
     _home: Home = None,
 ) -> None:
-    """Remove files and empty directories."""
+    """Remove files and empty directories.
+
+    One that cannot be removed is told, and does not keep the others.
+    """
     with connected() as cloud:
-        for path in paths:
-            cloud.files.remove(path)
-    if as_json:
-        render.print_json({"removed": paths})
+        for_each(paths, cloud.files.remove, done="removed", as_json=as_json)
 
 
 def listing(cloud: Cloud, path: str) -> list[FileStatus]:
     """The entries of a directory, or what else is there alone."""
     status = cloud.files.stat(path)
     return cloud.files.ls(path) if status.is_directory else [status]
+
+
+def _content(cloud: Cloud, path: str) -> bytes:
+    """A whole file, if it is short enough for JSON. Raises TooLarge."""
+    from virgo.errors import TooLarge
+
+    with cloud.files.open(path, "rb") as source:
+        content: bytes = source.read(FILE_IO_BYTES_MAX + 1)
+    if len(content) > FILE_IO_BYTES_MAX:
+        raise TooLarge(
+            f"{path} has more than the {FILE_IO_BYTES_MAX} bytes that --json shows of a file",
+            hint="Leave --json out: then a file may have any size.",
+        )
+    return content
 
 
 def _target(cloud: Cloud, local: str, remote: str) -> str:
