@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import virgo
+from virgo import errors
 
 SOURCE = Path(virgo.__file__).parent
 FILE_LINES_MAX = 450
@@ -203,6 +204,18 @@ def calls(path: Path, *names: str) -> Iterator[ast.Call]:
 
 
 @each_file
+def test_an_error_says_what_to_do(path: Path) -> None:
+    """Whoever makes an error of ours gives it a hint, unless its class has one."""
+    kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            kind = kinds.get(node.func.id)
+            if kind is not None and issubclass(kind, errors.VirgoError) and not kind.default_hint:
+                given = {keyword.arg for keyword in node.keywords}
+                assert "hint" in given, f"line {node.lineno}: {node.func.id} without a hint"
+
+
+@each_file
 def test_only_the_command_line_prints(path: Path) -> None:
     """Standard output belongs to the command line; elsewhere a `print` says to which file."""
     if part_of(path) != "cli":
@@ -229,6 +242,7 @@ def test_the_checks_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         test_a_part_imports_only_from_below: ("memory/a.py", "def f():\n    from virgo.cpu import core"),
         test_only_the_engine_knows_nats: ("node/a.py", "import nats.js"),
         test_no_failure_is_swallowed: ("node/a.py", "try:\n    x = 1\nexcept Exception:\n    pass"),
+        test_an_error_says_what_to_do: ("node/a.py", "raise BadArgument('no')"),
         test_only_the_command_line_prints: ("node/a.py", "print(1)"),
         test_only_the_clock_knows_the_wall_clock: ("node/a.py", "import time\ntime.time()"),
     }

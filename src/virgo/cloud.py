@@ -127,7 +127,7 @@ def connect(
         WrongToken, NotAuthenticated: it does not know you.
     """
     if not timeout_s > 0:
-        raise BadArgument(f"timeout_s is {timeout_s}, but must be more than 0")
+        raise BadArgument(f"timeout_s is {timeout_s}, but must be more than 0", hint="It is in seconds.")
     environment = dict(os.environ) if home is None else {**os.environ, "VIRGO_HOME": str(home)}
     config = configuration.load(environment)
     target = target or environment.get("VIRGO_URL")
@@ -167,7 +167,9 @@ def reach(config: configuration.Config, target: str, token: str | None) -> dict[
     try:
         tls = _tls(config)
     except BadConfig as error:
-        raise BadConfig(f"{target!r} would be another machine, reached by TLS, but {error}") from error
+        raise BadConfig(
+            f"{target!r} would be another machine, reached by TLS, but {error.message}", hint=error.hint
+        ) from error
     return {
         "address": Address(host=address.host, port=address.port, tls=True),
         "token": token or "",

@@ -179,12 +179,12 @@ def load(environment: Mapping[str, str] | None = None) -> Config:
     paths = [Path(named)] if named else [Path("/etc/virgo/virgo.toml"), root / "virgo.toml"]
     merged: dict[str, Any] = {}
     for path in paths:
-        if named or path.exists():
+        if named or _is_there(path):
             _merge(merged, _read_toml(path))
     if "home" in merged:
         raise BadConfig("`home` cannot be set in a file", hint="Set the variable VIRGO_HOME.")
     _merge(merged, _from_environment(environment))
-    sources = ", ".join(str(path) for path in paths if path.exists()) or "the environment"
+    sources = ", ".join(str(path) for path in paths if _is_there(path)) or "the environment"
     try:
         found = msgspec.structs.replace(msgspec.convert(merged, Config), home=root)
     except msgspec.ValidationError as error:
@@ -222,6 +222,20 @@ def reference_addresses(name: str, root: Path) -> list[str]:
             words = path.read_text(encoding="utf-8", errors="replace").replace("\n", ",").split(",")
             return [word.strip() for word in words if word.strip()]
     return []
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file. Raises BadConfig if that cannot be told."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise BadConfig(
+            f"{path}: {error.strerror}",
+            hint="Let this user read it, or choose another directory with VIRGO_HOME or --home.",
+        ) from None
+    return True
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

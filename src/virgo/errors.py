@@ -66,7 +66,7 @@ def from_line(line: str) -> VirgoError:
     message = message.strip()
     kind = _registry.get(code)
     if kind is None:
-        return VirgoError(line)
+        return VirgoError(line, hint="")  # its text is not ours, and says all there is
     return kind(message, hint=hint)
 
 
@@ -77,6 +77,7 @@ class BadRequest(VirgoError, ValueError):
     """The bytes on the wire are not a request."""
 
     code = "BADREQ"
+    default_hint = "Speak RESP, as every Redis client does, or one command on a line; docs/wire.md says more."
 
 
 class UnknownCommand(VirgoError, ValueError):
@@ -96,6 +97,7 @@ class TooLarge(VirgoError, ValueError):
     """A size exceeds a limit of `virgo.limits`."""
 
     code = "TOOBIG"
+    default_hint = "Send less at once, in several requests; the bounds and their reasons are in virgo.limits."
 
 
 class NotAuthenticated(VirgoError, PermissionError):
@@ -116,6 +118,9 @@ class Denied(VirgoError, PermissionError):
     """The identity lacks the role that the command needs."""
 
     code = "NOPERM"
+    default_hint = (
+        "An administrator gives roles: security.roles in the configuration, or `virgo token create`."
+    )
 
 
 class NotLoaded(VirgoError):
@@ -145,6 +150,7 @@ class FileMissing(VirgoError, FileNotFoundError):
 
     code = "NOENT"
     number = errno.ENOENT
+    default_hint = "`virgo ls` of the directory above it shows what is there."
 
 
 class FileThere(VirgoError, FileExistsError):
@@ -152,6 +158,7 @@ class FileThere(VirgoError, FileExistsError):
 
     code = "EXISTS"
     number = errno.EEXIST
+    default_hint = "Choose another name, or remove what has this one."
 
 
 class FileRefused(VirgoError, OSError):
@@ -195,6 +202,9 @@ class CallFailed(VirgoError, RuntimeError):
     """
 
     code = "CALLFAILED"
+    default_hint = (
+        "The traceback is in the error's remote_traceback; VIRGO_DEBUG=1 makes `virgo call` show it."
+    )
 
     def __init__(
         self,
@@ -215,12 +225,16 @@ class Cancelled(VirgoError):
     """The request was cancelled, and what it had started was stopped."""
 
     code = "CANCELLED"
+    default_hint = (
+        "It was stopped on request, or since its client went away; send it again if it is still wanted."
+    )
 
 
 class DeadlineExceeded(VirgoError, TimeoutError):
     """The deadline passed first. Whether the effect took place is unknown unless said."""
 
     code = "DEADLINE"
+    default_hint = "Give it more time (timeout=, --timeout); `virgo status` shows which node is busy or lost."
 
 
 # --- the cloud's side -----------------------------------------------------------------------
@@ -273,6 +287,7 @@ class Conflict(VirgoError):
     """A compare-and-set found another version than it expected."""
 
     code = "CONFLICT"
+    default_hint = "Somebody else was faster: read what is there now, then decide anew."
 
 
 class EngineUnavailable(VirgoError, ConnectionError):
@@ -299,6 +314,7 @@ class BadConfig(VirgoError, ValueError):
     """A configuration file or variable cannot be used."""
 
     code = "BADCONFIG"
+    default_hint = "docs/configuration.md has every key, docs/security.md what certificates and tokens need."
 
 
 class InternalFault(VirgoError):

@@ -19,12 +19,12 @@ from typing import Any
 
 import msgspec
 
-from virgo.errors import BadArgument
+from virgo.errors import BadArgument, BadConfig
 from virgo.limits import NAME_CHARS_MAX
 
 
 def run_directory(home: Path) -> Path:
-    """Sockets and process records; made on demand.
+    """Sockets and process records; made on demand. Raises BadConfig if VIRGO_HOME cannot be used.
 
     Other users may pass through to the sockets, where peer credentials decide; records are the owner's.
     """
@@ -89,5 +89,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise BadConfig(
+            f"{directory} cannot be made: {error.strerror}",
+            hint="VIRGO_HOME, or --home, must be in a directory that this user may write to; choose another.",
+        ) from error
     return directory

@@ -55,7 +55,17 @@ def test_messages_cannot_break_out_of_their_line(capsys: pytest.CaptureFixture[s
     [
         (KeyboardInterrupt(), 130, ""),
         (typer.Exit(3), 3, ""),
-        (FileNotFoundError(2, "No such file or directory", "/no"), 1, "virgo: /no: No such file or dir"),
+        (
+            FileNotFoundError(2, "No such file or directory", "/no"),
+            1,
+            "virgo: /no: No such file or directory\nhint: Look",
+        ),
+        (
+            PermissionError(13, "Permission denied", "/no"),
+            1,
+            "virgo: /no: Permission denied\nhint: This user",
+        ),
+        (OSError(110, "Connection timed out"), 1, "virgo: Connection timed out\nhint: This machine"),
         (ZeroDivisionError("a defect"), 1, "virgo: ZeroDivisionError: a defect\nhint: This is a defect"),
     ],
 )
@@ -165,6 +175,17 @@ def test_a_bad_setting_is_named(virgo: Virgo, monkeypatch: pytest.MonkeyPatch) -
         done = virgo(verb)
         assert done.status == 1
         assert done.err.startswith("virgo: environment variable VIRGO_NODE_PORT_OFFSET")
+
+
+def test_a_home_that_cannot_be_made_is_named(virgo: Virgo, tmp_path: Path) -> None:
+    """Where VIRGO_HOME cannot be, below a file for example, the error says so and what to choose."""
+    (tmp_path / "file").write_text("")
+    for words in (["up", "--detach"], ["up"], ["token", "create", "x", "--role", "read"], ["ca", "init"]):
+        done = virgo(*words, home=tmp_path / "file" / "home")
+        message, hint = done.err.splitlines()[-2:]
+        assert done.status == 1, words
+        assert message.startswith(f"virgo: {tmp_path / 'file' / 'home'}"), words
+        assert hint.startswith("hint: "), words
 
 
 @pytest.mark.parametrize("words", READING, ids=" ".join)

@@ -130,7 +130,7 @@ def test_bad_arguments_are_typed(tmp_path: Path) -> None:
             (PathEscape, ("FILES.LIST", "/n3/..")),
             (PathEscape, ("FILES.RENAME", "/n3/file", "/n3/../../x")),
             (NoNode, ("FILES.HERE", "STAT", "/n3/file")),
-            (FileMissing, ("FILES.HERE", "NONSENSE", "/n1/file")),
+            (BadArgument, ("FILES.HERE", "NONSENSE", "/n1/file")),
         ]
         for kind, request in cases:
             with pytest.raises(VirgoError) as caught:

@@ -70,6 +70,15 @@ def test_the_error_names_holder_and_remedy(listener: int) -> None:
     assert "--port-offset" in error.hint
 
 
+def test_an_address_of_another_machine_is_said_to_be_one() -> None:
+    """Nobody holds a port of an address that this machine does not have (one kept for documents here)."""
+    error = ports.port_taken(10_000, "203.0.113.7")
+    assert error.message == "port 10000 cannot be had: 203.0.113.7 is no address of this machine"
+    assert "--bind" in error.hint
+    assert ports.is_own("127.0.0.1")
+    assert ports.is_own("0.0.0.0")
+
+
 def test_lent_ports_come_with_the_setting_that_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a port of the ephemeral range the hint has a sysctl that keeps what was reserved before."""
     monkeypatch.setattr(ports, "ephemeral_range", lambda: (32768, 60999))

@@ -132,7 +132,8 @@ def read_data(text: str) -> bytes:
             content = file.read(MEMORY_REGION_BYTES_MAX + 1)
         if len(content) > MEMORY_REGION_BYTES_MAX:
             raise TooLarge(
-                f"{text[1:]} has more than the {MEMORY_REGION_BYTES_MAX} bytes of the largest region"
+                f"{text[1:]} has more than the {MEMORY_REGION_BYTES_MAX} bytes of the largest region",
+                hint="Put it into a file of the cloud: `virgo put`.",
             )
         return content
     return text.encode("utf-8", "surrogateescape")

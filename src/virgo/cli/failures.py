@@ -12,12 +12,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import typer
 
@@ -26,6 +27,17 @@ from virgo.errors import CallFailed, VirgoError
 
 T = TypeVar("T")
 FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
+
+_OS_HINTS: Final = {
+    errno.ENOENT: "Look at the name: `ls` of the directory shows what is there.",
+    errno.EACCES: "This user may not; see its owner and mode with `ls -ld`. State is below VIRGO_HOME.",
+    errno.EPERM: "This user may not; see its owner and mode with `ls -ld`. State is below VIRGO_HOME.",
+    errno.EISDIR: "It is a directory; name a file.",
+    errno.ENOTDIR: "A part of the path in front of its last name is a file.",
+    errno.ENOSPC: "Make room on the disk, then try again.",
+    errno.EROFS: "The file system is mounted read-only; choose another place.",
+}
+_OS_HINT: Final = "This machine refused; `virgo doctor` looks at it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +118,7 @@ def describe(error: Exception) -> Failure:
         return usage
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        return Failure("OS", f"{where}{error.strerror}")
+        return Failure("OS", f"{where}{error.strerror}", _OS_HINTS.get(error.errno or 0, _OS_HINT))
     return Failure(
         "FAULT",
         f"{type(error).__name__}: {error}",

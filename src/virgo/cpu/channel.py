@@ -143,7 +143,7 @@ class Channel:
             # A batch on its way is waited for: the node must know a key before it can cancel it.
             self._changed.wait_for(lambda: all(one.sent or one.done() for one in left), REQUEST_DEADLINE_S)
         for key in withdrawn:
-            self._finish(key, Cancelled())
+            self._finish(key, Cancelled("the call was cancelled before it was sent"))
         left = [future for future in left if not future.done()]
         if not left:
             return
@@ -252,4 +252,4 @@ def _lost() -> VirgoError:
 
 
 def _as_error(reply: Exception) -> VirgoError:
-    return reply if isinstance(reply, VirgoError) else VirgoError(str(reply))
+    return reply if isinstance(reply, VirgoError) else from_line(str(reply))

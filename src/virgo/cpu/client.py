@@ -323,7 +323,10 @@ def _payload(
         options = Options(key, target, node, timeout_ms, retries, "data")
         return options, target.encode(), messages.pack_arguments(args, kwargs)
     if not callable(target):
-        raise BadArgument(f"clone needs a callable or a name, not {type(target).__name__}")
+        raise BadArgument(
+            f"clone needs a callable or a name, not {type(target).__name__}",
+            hint="Give the function itself, and its arguments behind it: clone(pow, 2, 10).",
+        )
     label = getattr(target, "__qualname__", None) or type(target).__qualname__
     options = Options(key, label[:80], node, timeout_ms, retries, "pickle")
     return options, ship(target), ship_arguments(args, kwargs)

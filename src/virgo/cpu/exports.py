@@ -57,7 +57,10 @@ def summary_of(function: Callable[..., Any]) -> str:
 
 def _register(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     if not callable(function):
-        raise BadArgument(f"@virgo.export needs a function, not {type(function).__name__}")
+        raise BadArgument(
+            f"@virgo.export needs a function, not {type(function).__name__}",
+            hint="Write @virgo.export, or @virgo.export(name=...), above a def.",
+        )
     name = check_name(name or getattr(function, "__name__", ""))
     present = _registry.get(name)
     if present is not None and _place(present) != _place(function):

@@ -249,7 +249,11 @@ def as_result(outcome: bytes, *, trusted: bool) -> Any:
                 hint="The classes in it must be importable here too.",
                 cause="result",
             ) from error
-    raise CallFailed(f"the node answered with an unknown kind of outcome {kind!r}", cause="result")
+    raise CallFailed(
+        f"the node answered with an unknown kind of outcome {kind!r}",
+        hint="Client and node are of different versions: `virgo version` and `virgo nodes` show them.",
+        cause="result",
+    )
 
 
 def _unpickle_exception(outcome: bytes) -> BaseException | None:

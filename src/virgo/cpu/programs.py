@@ -72,7 +72,10 @@ def words_of(values: Sequence[object]) -> list[bytes]:
     words = []
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (str, bytes, int, float)):
-            raise BadArgument(f"a program takes text and numbers, not {type(value).__name__}")
+            raise BadArgument(
+                f"a program takes text and numbers, not {type(value).__name__}",
+                hint="Make it text: str(value), or json.dumps(value) if the program reads JSON.",
+            )
         words.append(value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape"))
     return words
 

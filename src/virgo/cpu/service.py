@@ -38,6 +38,8 @@ from virgo.wire import args, resp
 from virgo.wire.commands import Command
 from virgo.wire.session import Session
 
+_CLIENTS = "These commands are for VIRGO's own clients; any other calls by name with VIRGO_CLONE."
+
 
 class CpuModule:
     """Runs calls on the least loaded node."""
@@ -165,7 +167,7 @@ class CpuModule:
         form: messages.Form = "pickle" if request[0].upper().startswith(b"CPU.CALL") else "data"
         options = _options(request[2], form)
         if not options.key:
-            raise BadArgument(f"{request[0].decode()} needs a key in its options")
+            raise BadArgument(f"{request[0].decode()} needs a key in its options", hint=_CLIENTS)
         context = contexts.current() or contexts.Context(id=contexts.new_id(), identity=session.identity)
         mailbox = self._mailboxes.of(request[1], context.identity.name)
         with contexts.using(context):
@@ -234,7 +236,7 @@ def _named(request: list[bytes]) -> Options:
     """The options of a call by name; the form `data` has one payload, `text` any number of words."""
     options = _options(request[1], "data")
     if options.form == "data" and len(request) != 4:
-        raise BadArgument(f"a call of the form 'data' has one payload, not {len(request) - 3}")
+        raise BadArgument(f"a call of the form 'data' has one payload, not {len(request) - 3}", hint=_CLIENTS)
     return options
 
 
@@ -242,5 +244,7 @@ def _options(data: bytes, form: messages.Form) -> Options:
     """The options of a call whose command stands for `form`. Raises BadRequest, BadArgument."""
     options = messages.decode_options(data)
     if (options.form == "pickle") is not (form == "pickle"):
-        raise BadArgument(f"a call of the form {options.form!r} came by the command for {form!r}")
+        raise BadArgument(
+            f"a call of the form {options.form!r} came by the command for {form!r}", hint=_CLIENTS
+        )
     return options

@@ -32,7 +32,7 @@ from virgo.context import Identity
 from virgo.cpu import messages, programs
 from virgo.cpu.exports import exported
 from virgo.cpu.messages import Failure, Form, Order, failed
-from virgo.errors import VirgoError
+from virgo.errors import BadArgument, VirgoError
 from virgo.limits import ERROR_TEXT_CHARS_MAX, FUNCTIONS_CACHED_MAX
 
 _RECEIVE_BYTES: Final = 256 * 1024
@@ -192,13 +192,18 @@ class Worker:
             if order.form == "data":
                 values, options = messages.unpack_arguments(words[0])
                 if options:
-                    raise VirgoError(f"{order.label} is a program and takes no keyword arguments")
+                    raise BadArgument(
+                        f"{order.label} is a program and takes no keyword arguments",
+                        hint="Give them as words, as on a command line: '--count', 5.",
+                    )
                 words = programs.words_of(values)
             output = programs.run(order.label, command, words, node=self._node)
             outcome = messages.packed(output) if order.form == "data" else messages.BULK + output
         except programs.ProgramFailed as error:
             outcome = failed(error.failure)
-        except (VirgoError, msgspec.DecodeError) as error:
+        except VirgoError as error:
+            outcome = failed(Failure(error.message, hint=error.hint, cause="program", node=self._node))
+        except msgspec.DecodeError as error:
             outcome = failed(Failure(str(error), cause="program", node=self._node))
         return (messages.RETIRE if _has_children() else b""), outcome
 

@@ -32,7 +32,7 @@ from virgo.engine.ports import choose_port, is_free
 from virgo.engine.serverconf import Cluster, ServerTls, render
 from virgo.errors import EngineUnavailable, NotRunning, PortTaken
 from virgo.home import read_record, write_record
-from virgo.kernel.ports import port_taken
+from virgo.kernel.ports import is_own, port_taken
 from virgo.kernel.process import ProcessMark, terminate
 from virgo.limits import ENGINE_DISK_SHARE, ENGINE_START_S, NODE_STOP_S, GiB, MiB
 
@@ -319,7 +319,8 @@ class EmbeddedServer:
         for host, port in wanted:
             if not is_free(host, port):
                 error = port_taken(port, host)
-                raise PortTaken(error.message, hint="Stop that process, or set engine.port to another one.")
+                engine_hint = "Stop that process, or set engine.port to another one."
+                raise PortTaken(error.message, hint=engine_hint if is_own(host) else error.hint)
 
     def _fingerprint(self) -> str:
         """Of program and configuration, to tell whether a running server is the wanted one."""

@@ -96,13 +96,15 @@ def split(path: str) -> tuple[str, ...]:
     if not path:
         raise BadArgument("the path is empty", hint="Write /NODE/path, or any other path for the pool.")
     if "\0" in path:
-        raise BadArgument("a path must not contain NUL")
+        raise BadArgument("a path must not contain NUL", hint="No file's name can; take it out.")
     if len(os.fsencode(path)) >= PATH_BYTES_MAX:
-        raise TooLarge(f"a path must be shorter than {PATH_BYTES_MAX} bytes")
+        raise TooLarge(f"a path must be shorter than {PATH_BYTES_MAX} bytes", hint="Shorten it.")
     names = tuple(name for name in path.split("/") if name not in ("", "."))
     for name in names:
         if len(name) * 4 > FILE_NAME_BYTES_MAX and len(os.fsencode(name)) > FILE_NAME_BYTES_MAX:
-            raise TooLarge(f"the name {name[:24]!r}... is longer than {FILE_NAME_BYTES_MAX} bytes")
+            raise TooLarge(
+                f"the name {name[:24]!r}... is longer than {FILE_NAME_BYTES_MAX} bytes", hint="Shorten it."
+            )
     return names
 
 

@@ -25,6 +25,7 @@ _HINTS: Final = {
     errno.EIO: "The disk of the node failed; see its kernel log.",
     errno.ETXTBSY: "A program runs from this file.",
 }
+_OTHER_HINT: Final = "The name in brackets is the kernel's: `man 3 errno`, and the log of the file's node."
 
 
 def translate(error: OSError, attempt: str) -> VirgoError:
@@ -40,7 +41,7 @@ def translate(error: OSError, attempt: str) -> VirgoError:
         return DiskFull(f"{attempt}: {said} ({name})")
     if code in (errno.EMFILE, errno.ENFILE):
         return Busy(f"{attempt}: {said} ({name})", hint="Raise the node's limit of open files (ulimit -n).")
-    return FileRefused(f"{attempt}: {said} ({name})", hint=_HINTS.get(code, ""))
+    return FileRefused(f"{attempt}: {said} ({name})", hint=_HINTS.get(code, _OTHER_HINT))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from virgo.errors import Conflict, FileMissing, FileThere, NodeLost, NoNode, VirgoError
+from virgo.errors import BadArgument, Conflict, FileMissing, FileThere, NodeLost, NoNode, VirgoError
 from virgo.files import core
 from virgo.files.core import POOL, PRIVATE, Kind, Mode, Place, Spot
 from virgo.files.faults import translate
@@ -132,7 +132,10 @@ class Operations:
                     with contextlib.suppress(FileMissing):
                         await self._thread(self._local.remove, spot, shown)
         else:
-            raise FileMissing(f"FILES.HERE knows no operation {operation!r}")
+            raise BadArgument(
+                f"FILES.HERE knows no operation {operation!r}",
+                hint="It is for nodes; docs/wire.md has the rest.",
+            )
         return OK
 
     async def _forget(self, place: Place) -> None:

@@ -138,7 +138,9 @@ class Pool:
             if holder == self._node.number:
                 return holder
             if holder is not None and not take_over:
-                raise Conflict(f"{place.path!r} is placed on another node")
+                raise Conflict(
+                    f"{place.path!r} is placed on another node", hint="Try again: it moved meanwhile."
+                )
             with contextlib.suppress(Conflict):
                 await self._node.engine.registers.compare_and_set(
                     core.register_name(place.placed),

@@ -331,7 +331,7 @@ class FilesModule:
 
 def _path(data: bytes) -> str:
     if len(data) >= PATH_BYTES_MAX:
-        raise TooLarge(f"a path must be shorter than {PATH_BYTES_MAX} bytes")
+        raise TooLarge(f"a path must be shorter than {PATH_BYTES_MAX} bytes", hint="Shorten it.")
     return args.text(data, "path", bytes_max=PATH_BYTES_MAX)
 
 

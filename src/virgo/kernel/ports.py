@@ -7,6 +7,8 @@ who does, and what to do about it. Nothing here binds or changes a setting.
 
 from __future__ import annotations
 
+import errno
+import socket
 from pathlib import Path
 
 import psutil
@@ -64,8 +66,24 @@ def exposed(port: int) -> bool:
     return low <= port <= high and port not in reserved()
 
 
+def is_own(host: str) -> bool:
+    """Whether the address is one of this machine's, so that something can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
+
+
 def port_taken(port: int, host: str = "") -> PortTaken:
     """The error for a port that cannot be bound: who holds it, and the remedy."""
+    if host and not is_own(host):
+        return PortTaken(
+            f"port {port} cannot be had: {host} is no address of this machine",
+            hint="Mend node.bind (--bind); `ip address` shows what this machine has.",
+        )
     where = f"port {port} of {host}" if host else f"port {port}"
     hint = "Stop that process, or choose other ports with --port-offset N."
     if exposed(port):

@@ -53,7 +53,10 @@ class ProcessMark:
             or type(value.get("pid")) is not int
             or not isinstance(value.get("started"), str)
         ):
-            raise BadArgument(f"{str(value)[:80]!r} is not the mark of a process")
+            raise BadArgument(
+                f"{str(value)[:80]!r} is not the mark of a process",
+                hint="The record is damaged: `virgo down`, then remove it from $VIRGO_HOME/run.",
+            )
         return cls(value["pid"], value["started"])
 
     def to_json(self) -> dict[str, Any]:

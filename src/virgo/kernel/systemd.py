@@ -70,7 +70,10 @@ def unit(
         BadArgument: the command is not absolute, or a value has a line end.
     """
     if not command or not command[0].startswith("/"):
-        raise BadArgument(f"the unit's command must be an absolute path, not {list(command[:1])}")
+        raise BadArgument(
+            f"the unit's command must be an absolute path, not {list(command[:1])}",
+            hint="`command -v virgo` shows where it is.",
+        )
     variables = {"VIRGO_HOME": str(home), **(environment or {})}
     service = [
         "Type=notify",
@@ -133,7 +136,9 @@ _SANDBOX = (
 
 def _plain(text: str) -> str:
     if "\n" in text or "\r" in text or "\0" in text:
-        raise BadArgument(f"{text!r} cannot stand in a unit: it has a line end")
+        raise BadArgument(
+            f"{text!r} cannot stand in a unit: it has a line end", hint="Take the line end out."
+        )
     return text.replace("%", "%%")
 
 

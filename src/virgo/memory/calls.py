@@ -56,7 +56,7 @@ def _other_key(key: Any) -> bytes:
         return key.encode("utf-8", "surrogateescape")
     if isinstance(key, (bytes, bytearray, memoryview)):
         return bytes(key)
-    raise BadArgument(f"a key is bytes or str, not {type(key).__name__}")
+    raise BadArgument(f"a key is bytes or str, not {type(key).__name__}", hint="str(key) makes one of it.")
 
 
 def encode_data(data: Data) -> bytes:
@@ -113,7 +113,10 @@ def set_key(key: Key, value: Data, ttl_s: float | None, only_if: str) -> Call[bo
     if only_if:
         flag = {"absent": "NX", "present": "XX"}.get(only_if)
         if flag is None:
-            raise BadArgument(f"only_if is 'absent' or 'present', not {only_if!r}")
+            raise BadArgument(
+                f"only_if is 'absent' or 'present', not {only_if!r}",
+                hint="Leave it out to set the key anyway.",
+            )
         options.append(flag)
     return Call(("SET", encode_key(key), encode_data(value), *options), lambda reply: reply is not None)
 

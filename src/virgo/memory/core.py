@@ -229,7 +229,10 @@ def glob(pattern: bytes) -> Callable[[bytes], object]:
     try:
         return re.compile(b"(?s:" + b"".join(out) + b")").fullmatch
     except re.error:
-        raise BadArgument(f"{pattern[:40]!r} is no pattern") from None
+        raise BadArgument(
+            f"{pattern[:40]!r} is no pattern",
+            hint="As in Redis: *, ?, [a-z]; a backslash before one of these.",
+        ) from None
 
 
 # --- slots ----------------------------------------------------------------------------------

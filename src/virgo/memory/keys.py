@@ -264,6 +264,9 @@ def _ok(_parts: list[tuple[list[int], Any]]) -> Encoded:
     return OK
 
 
+_SCAN_USAGE = "SCAN cursor [MATCH pattern] [COUNT number] [TYPE string]"
+
+
 def _scan_options(request: list[bytes]) -> tuple[bytes, int]:
     """Pattern and count of a SCAN."""
     pattern, count = b"*", 10
@@ -274,9 +277,9 @@ def _scan_options(request: list[bytes]) -> tuple[bytes, int]:
         elif option.upper() == b"COUNT":
             count = min(MEMORY_SCAN_KEYS_MAX, integer(value, "the count", low=1))
         elif option.upper() != b"TYPE" or value.lower() != b"string":
-            raise BadArgument(f"SCAN has no option {option[:20]!r} {value[:20]!r}")
+            raise BadArgument(f"SCAN has no option {option[:20]!r} {value[:20]!r}", hint=_SCAN_USAGE)
     if len(words) % 2:
-        raise BadArgument("SCAN got an option without its value")
+        raise BadArgument("SCAN got an option without its value", hint=_SCAN_USAGE)
     return pattern, count
 
 

@@ -191,7 +191,7 @@ class Store:
             self.pressed = True
             return PoolFull(f"{what} is full")
         if isinstance(error, lmdb.BadValsizeError):
-            return BadArgument(f"{what} does not take a key of that size")
+            return BadArgument(f"{what} does not take a key of that size", hint="1 to 500 bytes.")
         # A short write is reported as an I/O error, so look at the disk itself.
         if isinstance(error, lmdb.DiskError) or self.disk_free_bytes() < _NEARLY_FULL_BYTES:
             self.pressed = True

@@ -76,11 +76,17 @@ def load_order(requires: dict[str, tuple[str, ...]]) -> list[str]:
     for name, needs in left.items():
         missing = [need for need in needs if need not in requires]
         if missing:
-            raise BadConfig(f"module {name} requires {', '.join(missing)}, which is not installed")
+            raise BadConfig(
+                f"module {name} requires {', '.join(missing)}, which is not installed",
+                hint="Install the distribution that has it, or remove the one that needs it.",
+            )
     while left:
         ready = [name for name, needs in left.items() if all(need in order for need in needs)]
         if not ready:
-            raise BadConfig(f"modules require each other in a circle: {', '.join(left)}")
+            raise BadConfig(
+                f"modules require each other in a circle: {', '.join(left)}",
+                hint="One of their distributions must go, or mend its `requires`.",
+            )
         order += ready
         for name in ready:
             del left[name]

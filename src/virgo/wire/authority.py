@@ -41,6 +41,7 @@ from virgo.wire.tokens import check_roles, write_new
 
 SECRET = "cluster.secret"  # noqa: S105 - the name of a file
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_CHARS_MAX - 1}}}")
+_PEM = "PEM is text between -----BEGIN and -----END; `virgo ca issue` writes it so."
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
@@ -172,10 +173,16 @@ def _hosts(hosts: Sequence[str]) -> list[x509.DNSName | x509.IPAddress]:
             found.setdefault(str(address), x509.IPAddress(address))
         except ValueError:
             if not _HOST.fullmatch(host) or len(host) > 253:
-                raise BadArgument(f"{host!r} is neither a host name nor an address") from None
+                raise BadArgument(
+                    f"{host!r} is neither a host name nor an address",
+                    hint="Give n2.example.org or 10.0.0.2, without a port.",
+                ) from None
             found.setdefault(host.lower(), x509.DNSName(host.lower().rstrip(".")))
     if len(found) > CERTIFICATE_HOSTS_MAX:
-        raise BadArgument(f"a certificate may have {CERTIFICATE_HOSTS_MAX} hosts")
+        raise BadArgument(
+            f"a certificate may have {CERTIFICATE_HOSTS_MAX} hosts",
+            hint="Leave out those under which nobody reaches the machine.",
+        )
     return list(found.values())
 
 
@@ -187,7 +194,9 @@ def _builder(
     days: int,
 ) -> x509.CertificateBuilder:
     if not 1 <= days <= AUTHORITY_DAYS:
-        raise BadArgument(f"a certificate is valid for 1 to {AUTHORITY_DAYS} days, not {days}")
+        raise BadArgument(
+            f"a certificate is valid for 1 to {AUTHORITY_DAYS} days, not {days}", hint="Leave --days out."
+        )
     begin = now_utc() - datetime.timedelta(seconds=CERTIFICATE_BACKDATE_S)
     return (
         x509.CertificateBuilder()
@@ -237,7 +246,10 @@ def _load_authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurve
     if not isinstance(key, ec.EllipticCurvePrivateKey) or (
         public_bytes(certificate.public_key()) != public_bytes(key.public_key())
     ):
-        raise BadConfig(f"{directory / 'ca.key'} is not the key of ca.crt beside it")
+        raise BadConfig(
+            f"{directory / 'ca.key'} is not the key of ca.crt beside it",
+            hint="Copy both from where they were made.",
+        )
     if certificate.not_valid_after_utc < now_utc():
         raise BadConfig(f"{directory / 'ca.crt'} has expired", hint="`virgo ca init` makes a new authority.")
     return certificate, key
@@ -252,7 +264,9 @@ def _read(path: Path) -> bytes:
             hint="`virgo ca init` makes an authority; `virgo ca issue` certificates for other machines.",
         ) from None
     except OSError as error:
-        raise BadConfig(f"{path}: {error.strerror}") from None
+        raise BadConfig(
+            f"{path}: {error.strerror}", hint="The node's user must be able to read it."
+        ) from None
 
 
 def load_certificates(path: Path) -> list[x509.Certificate]:
@@ -261,7 +275,7 @@ def load_certificates(path: Path) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
     except ValueError:
-        raise BadConfig(f"{path} is not a certificate in PEM form") from None
+        raise BadConfig(f"{path} is not a certificate in PEM form", hint=_PEM) from None
 
 
 def load_key(path: Path) -> PrivateKeyTypes:
@@ -272,7 +286,7 @@ def load_key(path: Path) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError):  # TypeError: it is encrypted
-        raise BadConfig(f"{path} is not an unencrypted private key in PEM form") from None
+        raise BadConfig(f"{path} is not an unencrypted private key in PEM form", hint=_PEM) from None
 
 
 def public_bytes(key: object) -> bytes:

@@ -104,7 +104,9 @@ def _select(_session: Session, request: list[bytes]) -> resp.Encoded:
 def _name(data: bytes) -> str:
     name = data.decode("utf-8", "replace")
     if not name.isprintable() or " " in name:
-        raise BadArgument("a client's name has no blanks or control characters")
+        raise BadArgument(
+            "a client's name has no blanks or control characters", hint="Letters, digits, '-', '_', '.', ':'."
+        )
     return name[:256]
 
 

@@ -142,6 +142,9 @@ def _bind_tcp(address: Address) -> socket.socket:
         listening.bind((address.host, address.port))
     except OSError as error:
         listening.close()
-        raise PortTaken(f"cannot listen on {address}: {error.strerror}") from error
+        raise PortTaken(
+            f"cannot listen on {address}: {error.strerror}",
+            hint=f"Another process holds it (`ss -ltnp`), or {address.host} is not of this machine.",
+        ) from error
     listening.setblocking(False)
     return listening
