@@ -90,18 +90,46 @@ def test_debug_shows_the_traceback(
     assert "fail_with" in err
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [["status", "--json"], ["status"], ["doctor"], ["--help"], ["get", "x", "--json"], ["version"]],
+    ids=" ".join,
+)
+def test_a_reader_that_goes_away_is_no_error(words: list[str], tmp_path: Path) -> None:
     """`virgo ... | head -0`: status 141 as for any program that SIGPIPE ends, and not a word."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as pipe:
         done = subprocess.run(
-            [*COMMAND, "status", "--json"],
+            [*COMMAND, *words],
             stdout=pipe,
             stderr=subprocess.PIPE,
             env={**os.environ, "VIRGO_HOME": str(tmp_path)},
         )
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["status", "--json"], ["status"], ["doctor"], ["--help"], ["get", "x", "--json"], ["ca", "init"]],
+    ids=" ".join,
+)
+def test_output_that_cannot_be_written_is_one_line(words: list[str], tmp_path: Path) -> None:
+    """On a full disk (/dev/full) the failure names standard output, once; status 1 and no traceback."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "VIRGO_HOME": str(tmp_path)},
+            text=True,
+        )
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert lines[-2] == "virgo: standard output: No space left on device"
+    assert lines[-1].startswith("hint: ")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("No space left") == 1
 
 
 def test_ctrl_c_is_quiet(tmp_path: Path) -> None:

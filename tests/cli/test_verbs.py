@@ -156,6 +156,29 @@ def test_cat_does_not_make_json_of_what_is_too_large(on: Virgo, cloud3: RunningC
         cloud.files.remove("/n1/cli-large")
 
 
+POSIX = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_names_of_files_survive_a_locale_that_lacks_them(on: Virgo, cloud3: RunningCloud) -> None:
+    """Into a pipe they are the bytes that they are, also as arguments; a terminal gets them escaped."""
+    name = os.fsencode("/n1/cli-grün-日本")
+    on("put", "-", os.fsdecode(name), stdin=b"content")
+
+    def ran(*words: bytes, status: int = 0) -> subprocess.CompletedProcess[bytes]:
+        environment = {**cloud3.environment, **POSIX}
+        done = subprocess.run(
+            [sys.executable, "-m", "virgo.cli", *words], env=environment, capture_output=True, timeout=60
+        )
+        assert done.returncode == status, done.stderr
+        return done
+
+    assert name[4:] in ran(b"ls", b"/n1").stdout.splitlines()
+    assert ran(b"cat", name).stdout == b"content"
+    assert b"stat '" + name + b"x'" in ran(b"ls", name + b"x", status=1).stderr
+    assert b"cli-gr\\xfcn-\\u65e5\\u672c" in on_terminal(cloud3, "ls", "/n1", **POSIX)
+    on("rm", os.fsdecode(name))
+
+
 def test_calls(on: Virgo) -> None:
     """Text comes out as it is, structure as JSON; words behind the name are the function's own."""
     assert on("call", "add", "2", "3").text == "5\n"

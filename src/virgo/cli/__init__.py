@@ -3,6 +3,7 @@
     app         the verbs together, and how a command runs
     failures    every way to fail, as one line, a hint and an exit status
     render      tables, sizes, JSON, progress: everything that is printed
+    output      the streams that it is printed on
     options     options and arguments that several verbs share
     complete    names for shell completion
     deferred    groups of verbs that are imported when they are used

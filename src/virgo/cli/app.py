@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from virgo.cli import call, cloud, data, failures, files, tools, up
+from virgo.cli import call, cloud, data, failures, files, output, tools, up
 from virgo.cli.deferred import deferred
 from virgo.cli.options import CARE, Home
 
@@ -109,8 +109,6 @@ def wants_json(words: Sequence[str]) -> bool:
 
 def run() -> int:
     """Run the process's command line; does not return."""
-    for stream in (sys.stdout, sys.stderr):
-        # Names of files may hold bytes that are no text; they leave as they came.
-        stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    output.prepare()
     app()
     return 0

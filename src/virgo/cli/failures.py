@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 import typer
 
-from virgo.cli import render
+from virgo.cli import output, render
 from virgo.errors import CallFailed, VirgoError
 
 T = TypeVar("T")
@@ -37,6 +37,7 @@ _OS_HINTS: Final = {
     errno.ENOSPC: "Make room on the disk, then try again.",
     errno.EROFS: "The file system is mounted read-only; choose another place.",
 }
+_LOST_HINT: Final = "Send it where there is room. What the command was to change, it has changed."
 _OS_HINT: Final = "This machine refused; `virgo doctor` looks at it."
 
 
@@ -58,16 +59,27 @@ class Failure:
 def guarded(run: Callable[[], None], *, as_json: bool) -> int:
     """Run a command; returns its exit status and has told what went wrong."""
     try:
-        run()
+        status = _run(run, as_json=as_json)
         sys.stdout.flush()
+    except BrokenPipeError:
+        output.discard()
+        return PIPE_CLOSED
+    except output.OutputLost as error:
+        output.discard()
+        tell(describe(error), as_json=False)
+        return FAILED
+    return status
+
+
+def _run(run: Callable[[], None], *, as_json: bool) -> int:
+    try:
+        run()
     except typer.Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # What is left in the buffer has no reader: the interpreter must not try again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+    except (BrokenPipeError, output.OutputLost):
+        raise
     except Exception as error:  # noqa: BLE001 - the last place that can turn a failure into words
         if os.environ.get("VIRGO_DEBUG"):
             traceback.print_exc()
@@ -113,6 +125,8 @@ def describe(error: Exception) -> Failure:
     """The failure that an exception stands for."""
     if isinstance(error, VirgoError):
         return Failure(error.code, error.message or type(error).__name__, error.hint)
+    if isinstance(error, output.OutputLost):
+        return Failure("OS", f"{error.filename}: {error.strerror}", _LOST_HINT)
     usage = _usage(error)
     if usage is not None:
         return usage

@@ -49,9 +49,15 @@ def console(*, errors: bool = False) -> Console:
     """Standard output, or standard error, for rich."""
     from rich.console import Console
 
+    class Plain(Console):
+        """Leaves the end of whoever reads to `virgo.cli.failures`, as for all other output."""
+
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 - rich calls it where it has caught the error
+
     stream = sys.stderr if errors else sys.stdout
     width = None if stream.isatty() else _PIPED_WIDTH_CHARS
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+    return Plain(file=stream, width=width, highlight=False, soft_wrap=False)
 
 
 def table(
