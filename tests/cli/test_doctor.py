@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from cli.conftest import Virgo
-from conftest import RunningCloud
+from conftest import RunningCloud, free_offset
 from virgo.home import write_record
 from virgo.kernel.process import ProcessMark
 from virgo.members import PORTS
@@ -74,6 +75,31 @@ def test_a_port_that_is_held(virgo: Virgo) -> None:
     assert f"pid {os.getpid()}" in found["message"]
     beyond = findings(virgo, "--port-offset", 1535, "--nodes", 2)["ports"]
     assert beyond["message"] == "port 65536 does not exist"
+
+
+def test_ports_of_this_cloud_are_not_taken(virgo: Virgo, home: Path) -> None:
+    """Asked about the offset of its own cloud, also of a node that does not answer, it says whose."""
+    offset = free_offset()
+    ports = {name: port + offset for name, port in PORTS.items()}
+    with contextlib.ExitStack() as held:
+        for port in ports.values():
+            held.enter_context(socket.create_server(("127.0.0.1", port)))
+        assert findings(virgo, "--port-offset", offset)["ports"]["state"] == "fail"
+        process = ProcessMark.of(os.getpid()).to_json()
+        write_record(home / "run" / "n1.json", {"process": process, "member": {"ports": ports}})
+        found = findings(virgo, "--port-offset", offset)["ports"]
+        assert found["state"] == "ok"
+        assert found["message"].endswith("are held by the nodes that run")
+        found = findings(virgo, "--port-offset", offset, "--nodes", 2)["ports"]
+        assert found["message"].endswith("are free, or held by the nodes that run")
+
+
+def test_the_offset_of_a_running_cloud(virgo: Virgo, cloud3: RunningCloud) -> None:
+    """Its ports are its own, also where the doctor is asked to plan with the same offset."""
+    offset = cloud3.ports("n1")["cpu"] - PORTS["cpu"]
+    found = findings(virgo, "--port-offset", offset, "--nodes", 3, home=cloud3.home)["ports"]
+    assert found["state"] == "ok"
+    assert found["message"].endswith("are held by the nodes that run")
 
 
 def test_a_home_that_cannot_be_used(virgo: Virgo, tmp_path: Path) -> None:

@@ -25,19 +25,12 @@ _STA_UNSYNC = 0x40
 
 def ports(patient: Patient) -> Iterator[Finding]:
     """Whether the ports of the nodes can be had, now and later."""
-    from virgo.kernel.load import machine_id
     from virgo.members import PORTS
-    from virgo.node.control import local_nodes, status
 
     if not patient.config.node.bind:
         yield Finding("ports", "ok", "none: the nodes have Unix sockets only")
         return
-    ours: set[int] = set()
-    if local_nodes(patient.config.home):
-        here = machine_id()
-        for node in status(patient.config.home)["nodes"]:
-            if node.get("machine") == here:
-                ours.update(node["ports"].values())
+    ours = _own_ports(patient.config.home)
     if ours and not patient.plans_ports:
         yield Finding("ports", "ok", f"{len(ours)} are held by the nodes that run")
         yield from _lent(sorted(ours))
@@ -52,8 +45,30 @@ def ports(patient: Patient) -> Iterator[Finding]:
     yield from (_taken(port, patient.config.node.bind) for port in taken)
     if not taken:
         beside = f" and {render.count(patient.nodes - 1, 'port')} after each" if patient.nodes > 1 else ""
-        yield Finding("ports", "ok", f"{', '.join(map(str, first))}{beside} are free")
+        held = len(ours.intersection(wanted))
+        how = "are free" if not held else "are free, or held by the nodes that run"
+        if held == len(wanted):
+            how = "are held by the nodes that run"
+        yield Finding("ports", "ok", f"{', '.join(map(str, first))}{beside} {how}")
     yield from _lent(wanted)
+
+
+def _own_ports(home: Path) -> set[int]:
+    """Ports of this cloud's nodes on this machine, also of those that run and do not answer."""
+    from virgo.home import read_record, record_path
+    from virgo.kernel.load import machine_id
+    from virgo.node.control import leftovers, local_nodes, status
+
+    found: set[int] = set()
+    if local_nodes(home):
+        here = machine_id()
+        for node in status(home)["nodes"]:
+            if node.get("machine") == here:
+                found.update(node["ports"].values())
+    for name in leftovers(home):
+        record = read_record(record_path(home, name)) or {}
+        found.update(record.get("member", {}).get("ports", {}).values())
+    return found
 
 
 def _lent(wanted: list[int]) -> Iterator[Finding]:
