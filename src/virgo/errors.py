@@ -93,6 +93,10 @@ class BadArgument(VirgoError, ValueError):
     code = "BADARG"
 
 
+class WrongType(BadArgument, TypeError):
+    """A `BadArgument` that a client refuses before it sends it: not of a type that can be meant."""
+
+
 class TooLarge(VirgoError, ValueError):
     """A size exceeds a limit of `virgo.limits`."""
 

@@ -15,7 +15,8 @@ child makes its own. For more than a script prefer `virgo.connect()`, whose life
 | `virgo_write(fd, data, pos)` | the count of bytes written |
 | `virgo_close(fd)` | None |
 
-Every failure raises a `VirgoError` of its own class.
+Every failure raises a `VirgoError` of its own class; an argument of a wrong type is BadArgument, and nothing
+is sent.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from virgo.cloud import Cloud, connect
-from virgo.errors import BadArgument
-from virgo.wire.call import Argument, Call, as_nothing
 
 T = TypeVar("T")
 _connected: tuple[int, Cloud] | None = None
@@ -59,12 +58,12 @@ def virgo_clone(function: Callable[..., T] | str, *args: Any) -> Any:
 
 def virgo_malloc(size: int) -> int:
     """Allocate `size` bytes somewhere in the cloud; returns the id."""
-    return _run(int, "VIRGO_MALLOC", size)
+    return cloud().memory.malloc(size).id
 
 
 def virgo_set(identifier: int, data: bytes) -> None:
     """Replace the content of an allocation; readers see the old or the new whole."""
-    _run(as_nothing, "VIRGO_SET", identifier, _bytes(data))
+    cloud().memory.set_region(identifier, data)
 
 
 def virgo_get(identifier: int) -> bytes:
@@ -74,36 +73,24 @@ def virgo_get(identifier: int) -> bytes:
 
 def virgo_free(identifier: int) -> None:
     """End an allocation; its id is never given again."""
-    _run(as_nothing, "VIRGO_FREE", identifier)
+    cloud().memory.free_region(identifier)
 
 
-def virgo_open(path: str, mode: str | None = None) -> int:
+def virgo_open(path: str | os.PathLike[str], mode: str | None = None) -> int:
     """Open `/NODE/...` or a placed path; mode as in Python's `open`, without it read-write, created."""
-    return _run(int, "VIRGO_OPEN", path, *([] if mode is None else [mode]))
+    return cloud().files.open_descriptor(path, mode)
 
 
 def virgo_read(descriptor: int, size: int, position: int) -> bytes:
     """At most `size` bytes from `position`; empty at the end."""
-    return _run(bytes, "VIRGO_READ", descriptor, size, position)
+    return cloud().files.read(descriptor, size, position)
 
 
 def virgo_write(descriptor: int, data: bytes, position: int) -> int:
     """Write at `position`; returns the count of bytes written."""
-    return _run(int, "VIRGO_WRITE", descriptor, _bytes(data), position)
+    return cloud().files.write(descriptor, data, position)
 
 
 def virgo_close(descriptor: int) -> None:
     """Close a descriptor."""
-    _run(as_nothing, "VIRGO_CLOSE", descriptor)
-
-
-def _bytes(data: object) -> bytes:
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise BadArgument(
-            f"the data must be bytes, not {type(data).__name__}", hint="Encode text: 'a'.encode()."
-        )
-    return bytes(data)
-
-
-def _run(decode: Callable[[Any], T], *request: Argument) -> T:
-    return cloud().client.run(Call(request, decode))
+    cloud().files.close(descriptor)

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from virgo.errors import BadArgument, DiskFull, VirgoError
+from virgo.errors import DiskFull, VirgoError, WrongType
 from virgo.files import core
 from virgo.limits import FILE_BUFFER_BYTES, FILE_CHUNK_BYTES, FILE_CHUNKS_AHEAD
-from virgo.wire.call import AsyncRunner, Call, Runner, as_nothing
+from virgo.wire.call import AsyncRunner, Call, Runner, as_nothing, whole
 
 T = TypeVar("T")
 AnyPath = str | os.PathLike[str]
@@ -51,11 +51,17 @@ class FileStatus(msgspec.Struct, frozen=True):
         return self.kind == "directory"
 
 
+_AT = "the position"
+
 # --- single requests ------------------------------------------------------------------------
 
 
 def open_file(path: AnyPath, mode: str | None) -> Call[int]:
     """Open; the descriptor."""
+    if not isinstance(mode, str | None):
+        raise WrongType(
+            f"a mode is text, not {type(mode).__name__}", hint="r, w, a or x, as in Python's open()."
+        )
     words = ("VIRGO_OPEN", plain(path))
     return Call(words if mode is None else (*words, mode), int)
 
@@ -64,32 +70,35 @@ def plain(path: AnyPath) -> str:
     """A path as text; bytes that are not UTF-8 survive as surrogates. Raises BadArgument."""
     if isinstance(path, (str, os.PathLike)):
         return os.fspath(path)
-    raise BadArgument(f"a path is text, not {type(path).__name__}", hint="Write '/NODE/name'.")
+    raise WrongType(f"a path is text, not {type(path).__name__}", hint="Write '/NODE/name'.")
 
 
 def close_file(descriptor: int) -> Call[None]:
     """End a descriptor."""
-    return Call(("VIRGO_CLOSE", descriptor), as_nothing)
+    return Call(("VIRGO_CLOSE", whole(descriptor, "the descriptor")), as_nothing)
 
 
 def read_piece(descriptor: int, size: int, position: int) -> Call[bytes]:
     """One read."""
-    return Call(("VIRGO_READ", descriptor, size, position), bytes)
+    return Call(
+        ("VIRGO_READ", whole(descriptor, "the descriptor"), whole(size, "the size"), whole(position, _AT)),
+        bytes,
+    )
 
 
 def write_piece(descriptor: int, data: bytes, position: int) -> Call[int]:
     """One write; the count."""
-    return Call(("VIRGO_WRITE", descriptor, data, position), int)
+    return Call(("VIRGO_WRITE", whole(descriptor, "the descriptor"), data, whole(position, _AT)), int)
 
 
 def sync_file(descriptor: int) -> Call[None]:
     """Make it durable on its node."""
-    return Call(("FILES.SYNC", descriptor), as_nothing)
+    return Call(("FILES.SYNC", whole(descriptor, "the descriptor")), as_nothing)
 
 
 def truncate_file(descriptor: int, size: int) -> Call[None]:
     """Set its size."""
-    return Call(("FILES.TRUNCATE", descriptor, size), as_nothing)
+    return Call(("FILES.TRUNCATE", whole(descriptor, "the descriptor"), whole(size, "the size")), as_nothing)
 
 
 def descriptor_status(descriptor: int) -> Call[FileStatus]:
@@ -134,7 +143,7 @@ def _entry(item: dict[str, Any]) -> FileStatus:
 
 def reading(descriptor: int, size: int, position: int) -> Plan[bytes]:
     """At most `size` bytes from `position`, in pieces; fewer only at the end of the file."""
-    if size <= FILE_CHUNK_BYTES:
+    if whole(size, "the size") <= FILE_CHUNK_BYTES:
         (reply,) = yield [read_piece(descriptor, size, position)]
         data: bytes = _value(reply)
         return data
@@ -175,7 +184,7 @@ def writing(descriptor: int, data: bytes | bytearray | memoryview, position: int
     One piece at a time, so that nothing follows a piece that was cut short. Raises what stopped it if
     that was the first piece.
     """
-    view = memoryview(data).cast("B")
+    view, position = _view(data), whole(position, _AT)
     written = 0
     while True:
         piece = bytes(view[written : written + FILE_CHUNK_BYTES])
@@ -221,7 +230,7 @@ def saving(path: AnyPath, data: bytes | bytearray | memoryview, *, mode: str, du
 
 def writing_whole(descriptor: int, data: bytes | bytearray | memoryview, position: int) -> Plan[int]:
     """Write all of it, or raise what stopped it."""
-    view = memoryview(data).cast("B")
+    view = _view(data)
     written = 0
     while written < len(view):
         count = yield from writing(descriptor, view[written:], position + written)
@@ -229,6 +238,16 @@ def writing_whole(descriptor: int, data: bytes | bytearray | memoryview, positio
             raise DiskFull(f"write {descriptor}: {written} of {len(view)} bytes were written")
         written += count
     return written
+
+
+def _view(data: object) -> memoryview:
+    """The bytes of anything that has some. Raises WrongType."""
+    try:
+        return memoryview(data).cast("B")  # type: ignore[arg-type]
+    except TypeError:
+        raise WrongType(
+            f"the data must be bytes, not {type(data).__name__}", hint="Encode text: 'a'.encode()."
+        ) from None
 
 
 def _value(result: Any) -> Any:

@@ -8,12 +8,12 @@ from zlib import crc32
 
 import msgspec
 
-from virgo.errors import BadArgument
+from virgo.errors import BadArgument, WrongType
 from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_SLOTS
 from virgo.members import SERIAL_BITS
 from virgo.memory import core
 from virgo.memory.mapped import open_mapped
-from virgo.wire.call import Argument, Call, as_nothing
+from virgo.wire.call import Argument, Call, as_nothing, whole
 
 Key = bytes | str
 Data = bytes | bytearray | memoryview
@@ -56,7 +56,7 @@ def _other_key(key: Any) -> bytes:
         return key.encode("utf-8", "surrogateescape")
     if isinstance(key, (bytes, bytearray, memoryview)):
         return bytes(key)
-    raise BadArgument(f"a key is bytes or str, not {type(key).__name__}", hint="str(key) makes one of it.")
+    raise WrongType(f"a key is bytes or str, not {type(key).__name__}", hint="str(key) makes one of it.")
 
 
 def encode_data(data: Data) -> bytes:
@@ -65,9 +65,7 @@ def encode_data(data: Data) -> bytes:
         return data
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
-    raise BadArgument(
-        f"a value is bytes, not {type(data).__name__}", hint="Encode it first, e.g. with pickle."
-    )
+    raise WrongType(f"a value is bytes, not {type(data).__name__}", hint="Encode it first, e.g. with pickle.")
 
 
 def as_is(reply: Any) -> Any:
@@ -77,27 +75,30 @@ def as_is(reply: Any) -> Any:
 
 def malloc(size: int, node: str | None) -> Call[int]:
     """Allocate; answers the id."""
-    return Call(("VIRGO_MALLOC", size, *(("NODE", node) if node else ())), int)
+    return Call(("VIRGO_MALLOC", whole(size, "the size"), *(("NODE", node) if node else ())), int)
 
 
 def set_region(identifier: int, data: Data) -> Call[None]:
     """Replace a region's value."""
-    return Call(("VIRGO_SET", identifier, encode_data(data)), as_nothing)
+    return Call(("VIRGO_SET", whole(identifier, "the id"), encode_data(data)), as_nothing)
 
 
 def get_region(identifier: int) -> Call[bytes]:
     """A region's value."""
-    return Call(("VIRGO_GET", identifier), as_is)
+    return Call(("VIRGO_GET", whole(identifier, "the id")), as_is)
 
 
 def free_region(identifier: int) -> Call[None]:
     """Free a region."""
-    return Call(("VIRGO_FREE", identifier), as_nothing)
+    return Call(("VIRGO_FREE", whole(identifier, "the id")), as_nothing)
 
 
 def describe(identifier: int) -> Call[RegionInfo]:
     """What its home knows of a region."""
-    return Call(("MEMORY.REGION", identifier), lambda reply: msgspec.json.decode(reply, type=RegionInfo))
+    return Call(
+        ("MEMORY.REGION", whole(identifier, "the id")),
+        lambda reply: msgspec.json.decode(reply, type=RegionInfo),
+    )
 
 
 def get_key(key: bytes) -> Call[bytes | None]:

@@ -21,7 +21,7 @@ from virgo.errors import NotRunning, UnknownCommand
 from virgo.memory import calls
 from virgo.memory.aclient import AsyncMemoryClient, AsyncRegion
 from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo
-from virgo.wire.call import Runner
+from virgo.wire.call import Runner, whole
 
 __all__ = ["AsyncMemoryClient", "AsyncRegion", "MemoryClient", "Region", "RegionInfo"]
 
@@ -137,9 +137,11 @@ class MemoryClient(MutableMapping[Key, bytes]):
 
     def region(self, identifier: int) -> Region:
         """The region of an id that someone else allocated."""
-        return Region(self, identifier)
+        return Region(self, whole(identifier, "the id"))
 
     def get_region(self, identifier: int) -> bytes:
+        if type(identifier) is not int:
+            identifier = whole(identifier, "the id")
         """A region's value; b"" before the first set. Raises UnknownId, NodeLost."""
         local = self._local or self._attach()
         if local is not None:

@@ -5,9 +5,12 @@ A module's `client.py` has functions that return a `Call`; its blocking and its 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, SupportsIndex, TypeVar
+
+from virgo.errors import WrongType
 
 T = TypeVar("T")
 Argument = bytes | str | int | float
@@ -46,6 +49,18 @@ class AsyncRunner(Protocol):
 
     async def run_many(self, calls: list[Call[T]]) -> list[T | Exception]:
         """Send all on one connection at once; failures take their place in the list."""
+
+
+def whole(value: object, name: str) -> int:
+    """An argument that must be a whole number; True and 1.0 are none. Raises WrongType."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise WrongType(
+            f"{name} must be a whole number, not {value!r:.40} ({type(value).__name__})",
+            hint="int(...) makes one of it, if that is what you mean.",
+        )
+    return operator.index(value)
 
 
 def as_text(reply: Any) -> str:
