@@ -43,6 +43,18 @@ CONNECTIONS_MAX: Final = 10_000
 REQUEST_DEADLINE_S: Final = 30.0
 # A connection attempt to a peer; a dead host must be named within NODE_LOST_S.
 CONNECT_S: Final = 2.0
+# A client that has waited so long without a byte from its node asks on another connection whether the node
+# lives, and asks again after each such silence ...
+LIFE_QUIET_S: Final = 1.0
+# ... and believes it lost after so much more. The two stay below NODE_LOST_S. Nearly all of it is for the
+# answer, which costs a question a second during long calls, but forgives a node whose event loop one value
+# of 1 GiB holds up for 1 to 2 s.
+LIFE_ANSWER_S: Final = 3.25
+# How often a waiting client looks at what another of its connections has found out meanwhile.
+LIFE_LOOK_S: Final = 0.25
+# Processor time within LIFE_ANSWER_S that shows a silent process of this machine to be at work: ten times
+# what the beats of a node need that does nothing else.
+LIFE_WORK_S: Final = 0.05
 # Connections kept idle per peer by a client's pool.
 POOL_IDLE_MAX: Final = 16
 

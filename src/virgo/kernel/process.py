@@ -73,6 +73,52 @@ class ProcessMark:
             return descriptor is not None and _send(descriptor, self, number)
 
 
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What a process was doing at one moment.
+
+    Attributes:
+        state: the kernel's letter for its main thread: R runs or would, S sleeps, D waits for a disk,
+            T and t are stopped, Z and X have ended.
+        cpu_s: processor time that all its threads have used so far.
+    """
+
+    state: str
+    cpu_s: float
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never do anything again."""
+        return self.state in "ZX"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it does nothing until somebody lets it go on: by SIGSTOP, or in a debugger."""
+        return self.state in "Tt"
+
+
+def vitals(pid: int) -> Vitals | None:
+    """What a process is doing; None if it cannot be seen from here, but it may well live."""
+    try:
+        fields = _stat(pid)
+    except ProcessLookupError:
+        return Vitals("X", 0.0)
+    except (FileNotFoundError, PermissionError):
+        return None if _exists(pid) else Vitals("X", 0.0)
+    return Vitals(fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is such a process, also where /proc hides those of other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def terminate(mark: ProcessMark, grace_s: float) -> Ending:
     """End a process: SIGTERM, `grace_s` to finish, then SIGKILL. Blocks until it is gone.
 
@@ -134,11 +180,16 @@ def _ended(descriptor: int, timeout_s: float) -> bool:
 def _started(pid: int) -> str | None:
     """Boot and start tick of a process; None if it is gone or only waits to be reaped."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        fields = _stat(pid)
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name stands in parentheses and may hold any text, parentheses too: count from its end.
-    fields = text[text.rindex(")") + 2 :].split()
     state, ticks = fields[0], fields[19]
     return None if state in "ZX" else f"{boot[:8]}:{ticks}"
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on, which is field 3 in proc(5) and 0 here."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    # The name stands in parentheses and may hold any text, parentheses too: count from its end.
+    return text[text.rindex(")") + 2 :].split()

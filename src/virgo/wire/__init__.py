@@ -11,8 +11,11 @@
     session     one connection: order, deadlines, back-pressure
     server      listeners
     call        a request with the meaning of its answer, shared by both clients
-    client      the blocking client and its pool
-    aclient     the asyncio client and its pool
+    life        whether a silent node lives
+    pool        what both clients share
+    connection  one blocking connection
+    client      the blocking client
+    aclient     the asyncio client
 
 Coding is done in C by hiredis on both ends.
 """

@@ -1,204 +1,44 @@
-"""The blocking client: connections, their pool, and `Client`, which runs `Call`s.
+"""The blocking client: a pool of connections, and `Client`, which runs `Call`s.
 
 Safe for use from several threads and after a fork (a child opens its own connections). Every request has
-a deadline; a connection whose deadline passed is closed, since its next answer would be another's. A
-request is never sent twice: if the connection breaks after sending, the outcome is unknown and NodeLost
-says so. An idle connection that the node has closed meanwhile is noticed before it is used.
+a deadline. A request is never sent twice: if the connection breaks after sending, the outcome is unknown
+and NodeLost says so. While a node is silent it is asked whether it lives (see `life`), so that one that is
+stopped or has vanished is NodeLost too, and a long call on one that lives goes on. An idle connection that
+the node has closed meanwhile is noticed before it is used.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
-import select
-import socket
 import ssl
-import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import hiredis
-
-from virgo import context as contexts
-from virgo.errors import DeadlineExceeded, NodeLost, NotRunning, VirgoError, from_line
-from virgo.limits import CONNECT_S, POOL_IDLE_MAX, REQUEST_DEADLINE_S
+from virgo.errors import DeadlineExceeded, NodeLost, VirgoError
+from virgo.limits import (
+    LIFE_ANSWER_S,
+    LIFE_LOOK_S,
+    LIFE_QUIET_S,
+    NODE_LOST_S,
+    POOL_IDLE_MAX,
+    REQUEST_DEADLINE_S,
+)
 from virgo.wire.address import Address
 from virgo.wire.call import Argument, Call
+from virgo.wire.connection import Connection, Silence, Watch, readable
+from virgo.wire.life import Answer, Witness, answer_of
+from virgo.wire.pool import PING, Pool, as_is, failure, pack, pack_plain, result, results
+
+__all__ = ["Client", "Connection", "failure", "pack", "pack_plain"]
 
 T = TypeVar("T")
-_RECEIVE_BYTES = 256 * 1024
-_IP_LOCAL_PORT_RANGE = 51  # linux/in.h, from 6.3 on
+_SMALL_BYTES = 64 * 1024
 _FRESH_S = 0.25  # a connection used this recently is not checked for life before use
 
 
-def failure(reply: object) -> VirgoError | None:
-    """The error that a decoded reply stands for, or None."""
-    return from_line(str(reply)) if isinstance(reply, hiredis.ReplyError) else None
-
-
-def pack_plain(request: Sequence[Argument]) -> bytes:
-    """A request on the wire, without context; text may hold surrogates for bytes that are not UTF-8."""
-    try:
-        packed: bytes = hiredis.pack_command(tuple(request))  # type: ignore[arg-type]
-    except UnicodeEncodeError:
-        encoded = [
-            part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in request
-        ]
-        packed = hiredis.pack_command(tuple(encoded))  # type: ignore[arg-type]
-    return packed
-
-
-def pack(request: Sequence[Argument], timeout_s: float | None = None) -> bytes:
-    """A request on the wire: inside the current context if there is one or a deadline is given."""
-    if contexts.current() is not None:
-        limit = None if timeout_s is None or math.isinf(timeout_s) else timeout_s
-        context = contexts.encode(contexts.derive(timeout_s=limit))
-        request = ("WITH", context, *request)
-    return pack_plain(request)
-
-
-class Connection:
-    """One connection, for one thread at a time: `send` requests, then `receive` as many replies."""
-
-    def __init__(self, address: Address, *, tls: ssl.SSLContext | None = None, token: str = "") -> None:
-        self.address = address
-        self.used = time.monotonic()
-        self._reader = hiredis.Reader()
-        self._limit_s = -1.0
-        self._socket = self._connect(tls)
-        if token:
-            try:
-                self.send(pack_plain(("AUTH", token)), CONNECT_S)
-                reply = self.receive(CONNECT_S)
-            except BaseException:
-                self.close()
-                raise
-            error = failure(reply)
-            if error is not None:
-                self.close()
-                raise error
-
-    def __repr__(self) -> str:
-        return f"<Connection {self.address} {'closed' if self._socket.fileno() < 0 else 'open'}>"
-
-    def _connect(self, tls: ssl.SSLContext | None) -> socket.socket:
-        address = self.address
-        plain = socket.socket(_family(address))
-        plain.settimeout(CONNECT_S)
-        try:
-            if address.path:
-                plain.connect(address.path)
-            else:
-                _avoid_service_ports(plain)
-                plain.connect((address.host, address.port))
-                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if address.tls:
-                    assert tls is not None, "an address with TLS needs a context"
-                    return tls.wrap_socket(plain, server_hostname=address.host)
-        except OSError as error:
-            plain.close()
-            raise NotRunning(f"nothing answers at {address}: {error.strerror or error}") from error
-        plain.settimeout(None)
-        return plain
-
-    def _set_limit(self, seconds: float | None) -> None:
-        """Bound each system call; by the kernel on plain sockets, which saves a poll per call."""
-        limit = 0.0 if seconds is None or math.isinf(seconds) else max(seconds, 0.001)
-        if limit == self._limit_s:
-            return
-        self._limit_s = limit
-        if self.address.tls:
-            self._socket.settimeout(limit or None)
-        else:
-            value = struct.pack("ll", int(limit), int(limit % 1 * 1_000_000))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-
-    def send(self, data: bytes, timeout_s: float | None) -> None:
-        """Send packed requests. Raises NodeLost or DeadlineExceeded; then the connection is closed."""
-        self._set_limit(timeout_s)
-        try:
-            self._socket.sendall(data)
-        except (TimeoutError, BlockingIOError) as error:
-            self.close()
-            raise DeadlineExceeded(f"{self.address} did not take the request in time") from error
-        except OSError as error:
-            self.close()
-            raise NodeLost(f"the connection to {self.address} broke: {error.strerror}") from error
-
-    def receive(self, timeout_s: float | None) -> Any:
-        """The next reply, decoded; an error reply as hiredis.ReplyError. Raises as `send`."""
-        reply = self._reader.gets()
-        deadline = None
-        while reply is False:
-            self._set_limit(timeout_s)
-            try:
-                data = self._socket.recv(_RECEIVE_BYTES)
-            except (TimeoutError, BlockingIOError) as error:
-                self.close()
-                raise DeadlineExceeded(f"{self.address} did not answer within {timeout_s:g} s") from error
-            except OSError as error:
-                self.close()
-                raise NodeLost(f"the connection to {self.address} broke: {error.strerror}") from error
-            if not data:
-                self.close()
-                raise NodeLost(f"{self.address} closed the connection before it answered")
-            self._reader.feed(data)
-            reply = self._reader.gets()
-            if reply is False and timeout_s is not None and not math.isinf(timeout_s):
-                now = time.monotonic()
-                deadline = deadline or now + timeout_s
-                timeout_s = max(0.001, deadline - now)
-        return reply
-
-    def alive(self) -> bool:
-        """Whether the connection can be used: nothing unread, not closed by the node."""
-        if self._socket.fileno() < 0:
-            return False
-        poll = select.poll()
-        poll.register(self._socket.fileno(), select.POLLIN)
-        return not poll.poll(0)
-
-    def fileno(self) -> int:
-        """The socket's descriptor, -1 when closed."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Close; what the node was still doing for this connection is cancelled there."""
-        self._socket.close()
-
-
-def _avoid_service_ports(outgoing: socket.socket) -> None:
-    """Take a local port below 50000: a closed connection would hold a service's port for a minute.
-
-    Kernels before 6.3 do not know the option, and choose any ephemeral port as ever.
-    """
-    low_and_high = struct.pack("I", 49_999 << 16 | 32_768)
-    with contextlib.suppress(OSError):
-        outgoing.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, low_and_high)
-
-
-def _family(address: Address) -> socket.AddressFamily:
-    if address.path:
-        return socket.AF_UNIX
-    try:
-        return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-    except socket.gaierror as error:
-        raise NotRunning(f"the host {address.host} is not known: {error.strerror}") from error
-
-
-class Client:
-    """A pool of connections to one node, running `Call`s (a `Runner`).
-
-    Args:
-        address: where the node listens.
-        token: for TCP without a client certificate.
-        tls: context for a `tls:` address.
-        timeout_s: deadline of calls that name none.
-    """
+class Client(Pool[Connection]):
+    """A pool of connections to one node, running `Call`s (a `Runner`). Arguments as `Pool`."""
 
     def __init__(
         self,
@@ -208,17 +48,15 @@ class Client:
         tls: ssl.SSLContext | None = None,
         timeout_s: float = REQUEST_DEADLINE_S,
     ) -> None:
-        self.address = address
-        self.timeout_s = timeout_s
-        self._token = token
-        self._tls = tls
-        self._idle: list[Connection] = []
-        self._mutex = threading.Lock()
-        self._pid = os.getpid()
-        self._closed = False
+        super().__init__(address, token=token, tls=tls, timeout_s=timeout_s)
+        self._begin()
 
-    def __repr__(self) -> str:
-        return f"<Client {self.address} {'closed' if self._closed else f'{len(self._idle)} idle'}>"
+    def _begin(self) -> None:
+        """What a forked child must have of its own."""
+        self._idle = []
+        self._mutex = threading.Lock()
+        self._asking = threading.Lock()
+        self._pid = os.getpid()
 
     def __enter__(self) -> Client:
         return self
@@ -226,21 +64,12 @@ class Client:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def stats(self) -> dict[str, Any]:
-        """Where it leads and how many connections wait."""
-        return {"address": str(self.address), "idle": len(self._idle), "closed": self._closed}
-
     def take(self) -> Connection:
         """A connection for the caller alone; give it back with `give`, or close it."""
-        if self._closed:
-            raise NotRunning("this client is closed", hint="Call virgo.connect() again.")
+        self._check_open()
         if self._pid != os.getpid():
-            self._idle, self._mutex, self._pid = [], threading.Lock(), os.getpid()
-        while self._idle:
-            try:
-                connection = self._idle.pop()
-            except IndexError:  # another thread was faster
-                break
+            self._begin()
+        while (connection := self._pop()) is not None:
             if time.monotonic() - connection.used < _FRESH_S or connection.alive():
                 return connection
             connection.close()
@@ -258,70 +87,162 @@ class Client:
 
     def run(self, call: Call[T]) -> T:
         """Send, wait, decode. Raises what the node answered, NotRunning, NodeLost, DeadlineExceeded."""
-        timeout_s = self._time(call)
+        timeout_s = self._limit((call,))
         connection = self.take()
         try:
-            connection.send(pack(call.request, timeout_s), timeout_s)
-            reply = connection.receive(timeout_s)
+            connection.send(pack(call.request, timeout_s), timeout_s, watch=self._watch)
+            reply = connection.receive(timeout_s, watch=self._watch)
         except BaseException:
             connection.close()
             raise
         self.give(connection)
-        error = failure(reply)
-        if error is not None:
-            raise error
-        return call.decode(reply)
+        return result(call, reply)
 
     def run_many(self, calls: list[Call[T]]) -> list[T | Exception]:
         """Send all on one connection at once; failures take their place in the list."""
         if not calls:
             return []
-        timeout_s = max(self._time(call) or math.inf for call in calls)
+        timeout_s = self._limit(calls)
         connection = self.take()
+        sender = _Sender(connection, [pack(call.request, timeout_s) for call in calls], timeout_s)
         try:
-            sender = _start_sender(connection, [pack(call.request, timeout_s) for call in calls], timeout_s)
-            replies = [connection.receive(timeout_s) for _ in calls]
-            sender()
-        except BaseException:
+            sender.start(self._watch)
+            replies = [connection.receive(timeout_s, watch=self._watch) for _ in calls]
+            sender.finish()
+        except BaseException as error:
             connection.close()
+            sender.check(error)
             raise
         self.give(connection)
-        return [failure(reply) or call.decode(reply) for call, reply in zip(calls, replies, strict=True)]
+        return results(calls, replies)
 
     def execute(self, *request: Argument, timeout_s: float | None = None) -> Any:
         """Run a command and return its reply as it is (bytes, int, list, None)."""
-        return self.run(Call(request, _as_is, timeout_s))
+        return self.run(Call(request, as_is, timeout_s))
 
     def close(self) -> None:
         """Close all idle connections; later calls raise NotRunning."""
         self._closed = True
-        with self._mutex:
-            for connection in self._idle:
-                connection.close()
-            self._idle.clear()
+        self._drop()
 
-    def _time(self, call: Call[Any]) -> float | None:
-        timeout_s = self.timeout_s if call.timeout_s is None else call.timeout_s
-        context = contexts.current()
-        if context is not None and context.deadline is not None:
-            context.check(str(call.request[0]))
-            timeout_s = min(timeout_s, context.deadline - time.monotonic())
-        return None if math.isinf(timeout_s) else timeout_s
+    def _pop(self) -> Connection | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _drop(self) -> None:
+        """Close the idle connections."""
+        while (connection := self._pop()) is not None:
+            connection.close()
+
+    # --- silence ------------------------------------------------------------------------------
+
+    def _watch(self, silence: Silence) -> float:
+        """The `Watch` of this client's connections: one thread asks the node, the others look on."""
+        pulse = self._pulse
+        pulse.check(silence.since)
+        due_s = pulse.due_s(silence.since, time.monotonic())
+        if due_s > 0:
+            return due_s
+        if not self._asking.acquire(blocking=False):
+            return LIFE_LOOK_S
+        try:
+            asked = time.monotonic()
+            witness = Witness(self.address, silence.connection.peer_pid)
+            answer = self._ask(silence, asked)
+            if answer is None:
+                return LIFE_LOOK_S
+            loss = witness.verdict(answer)
+            if loss is None:
+                pulse.beat(time.monotonic())
+                return LIFE_QUIET_S
+            pulse.lose(asked, loss)
+        finally:
+            self._asking.release()
+        self._drop()
+        raise pulse.loss()
+
+    def _ask(self, silence: Silence, asked: float) -> Answer | None:
+        """Send PING on a second connection; None if there was no telling, or there is no need to any more."""
+        until = min(asked + LIFE_ANSWER_S, silence.deadline)
+        answer = Answer.NONE
+        while not silence.over and (left_s := until - time.monotonic()) > 0:
+            try:
+                answered = self._ping(silence, left_s)
+            except DeadlineExceeded:
+                answer, answered = Answer.NONE, False
+            except VirgoError as error:
+                answer = answer_of(error)
+                answered = answer is Answer.GIVEN
+                if not answered:
+                    time.sleep(max(0.0, min(LIFE_LOOK_S, until - time.monotonic())))
+            if answered:
+                return Answer.GIVEN
+        # If we come late we were stopped ourselves, and have not listened for as long as it seems.
+        late = time.monotonic() > until + LIFE_QUIET_S
+        return None if late or until == silence.deadline or silence.over else answer
+
+    def _ping(self, silence: Silence, limit_s: float) -> bool:
+        """One PING; False if the silence ended before it was answered.
+
+        Raises:
+            DeadlineExceeded: it was not answered. VirgoError: it could not be asked.
+        """
+        began = time.monotonic()
+        probe = self._pop()
+        # One that has been idle for long may lead nowhere, and we would blame the node for it.
+        if probe is not None and (began - probe.used > NODE_LOST_S or not probe.alive()):
+            probe.close()
+            probe = None
+        if probe is None:
+            place = silence.connection.place
+            probe = Connection(self.address, tls=self._tls, token=self._token, limit_s=limit_s, place=place)
+        try:
+            probe.send(PING, limit_s)
+            waiting = () if silence.sending else (silence.connection,)
+            readable(limit_s - (time.monotonic() - began), probe, *waiting)
+            if silence.over:
+                probe.close()
+                return False
+            probe.receive(max(0.0, limit_s - (time.monotonic() - began)))
+        except BaseException:
+            probe.close()
+            raise
+        self.give(probe)
+        return True
 
 
-def _as_is(reply: Any) -> Any:
-    return reply
+class _Sender:
+    """Sends at once what fits the socket's buffers, else from a thread, so that neither side waits."""
 
+    def __init__(self, connection: Connection, packed: list[bytes], timeout_s: float | None) -> None:
+        self._connection = connection
+        self._data = b"".join(packed)
+        self._timeout_s = timeout_s
+        self._thread: threading.Thread | None = None
+        self._failure: VirgoError | None = None
 
-_SMALL_BYTES = 64 * 1024
+    def start(self, watch: Watch) -> None:
+        """Send, or begin to. Raises as `Connection.send`."""
+        if len(self._data) <= _SMALL_BYTES:
+            self._connection.send(self._data, self._timeout_s, watch=watch)
+            return
+        self._thread = threading.Thread(target=self._send, args=(watch,), daemon=True)
+        self._thread.start()
 
+    def finish(self) -> None:
+        """Wait until all is sent."""
+        if self._thread is not None:
+            self._thread.join()
 
-def _start_sender(connection: Connection, packed: list[bytes], timeout_s: float | None) -> Callable[[], None]:
-    """Send at once if it fits the socket's buffers, else from a thread, so that neither side waits."""
-    data = b"".join(packed)
-    if len(data) <= _SMALL_BYTES:
-        connection.send(data, timeout_s)
-        return lambda: None
-    thread = threading.Thread(target=connection.send, args=(data, timeout_s), daemon=True)
-    thread.start()
-    return thread.join
+    def check(self, error: BaseException) -> None:
+        """Raise why sending failed, if that is why receiving did."""
+        if self._failure is not None and isinstance(error, NodeLost):
+            raise self._failure from error
+
+    def _send(self, watch: Watch) -> None:
+        try:
+            self._connection.send(self._data, self._timeout_s, watch=watch)
+        except VirgoError as error:  # whoever receives raises it: the connection is closed
+            self._failure = error

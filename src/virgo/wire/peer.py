@@ -38,11 +38,20 @@ def identify(transport: asyncio.Transport, authenticator: PeerAuthenticator) -> 
         return _place(transport), authenticator.certificate(names[0] if names else "", units)
     plain = transport.get_extra_info("socket")
     if plain is not None and plain.family == socket.AF_UNIX:
-        with socket.socket(fileno=os.dup(plain.fileno())) as own:
-            data = own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, gid = _CREDENTIALS.unpack(data)
+        pid, uid, gid = credentials(plain.fileno())
         return f"unix pid {pid}", authenticator.unix(uid, gid, pid)
     return _place(transport), NOBODY
+
+
+def credentials(descriptor: int) -> tuple[int, int, int]:
+    """Process, user and group at the other end of a Unix socket: who connected to it, or who listens.
+
+    The process is 0 if it lives in a namespace that cannot be seen from here.
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as own:
+        data = own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(data)
+    return pid, uid, gid
 
 
 def _place(transport: asyncio.Transport) -> str:
