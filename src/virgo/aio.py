@@ -4,22 +4,21 @@
     async with cloud:
         region = await cloud.memory.malloc(100)
 
-Cancelling a call cancels what it had started on the nodes.
+Every name of `Cloud` is here too; what asks the node is awaited, so that its properties are methods here
+(`await cloud.nodes()`). Cancelling a call cancels what it had started on the nodes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from virgo import cloud as blocking
-from virgo import config as configuration
-from virgo.errors import NotRunning
+from virgo.cloud import places
+from virgo.errors import NodeLost, NotRunning
 from virgo.limits import REQUEST_DEADLINE_S
 from virgo.members import Member
 from virgo.node.control import NODES
@@ -27,13 +26,17 @@ from virgo.wire.aclient import AsyncClient
 from virgo.wire.call import Call
 
 if TYPE_CHECKING:
-    from virgo.cpu.client import AsyncCpuClient
-    from virgo.files.client import AsyncFilesClient
-    from virgo.memory.client import AsyncMemoryClient
+    from virgo.cpu.aclient import AsyncCpuClient
+    from virgo.files.aclient import AsyncFilesClient
+    from virgo.memory.aclient import AsyncMemoryClient
 
 
 class AsyncCloud:
-    """A connection to the cloud through one of its nodes, for one event loop."""
+    """A connection to the cloud through one of its nodes, for one event loop.
+
+    Attributes:
+        client: the pool of connections to that node.
+    """
 
     def __init__(self, client: AsyncClient) -> None:
         self.client = client
@@ -50,21 +53,21 @@ class AsyncCloud:
     @cached_property
     def cpu(self) -> AsyncCpuClient:
         """Processors: run functions and programs on the least loaded node."""
-        from virgo.cpu.client import AsyncCpuClient
+        from virgo.cpu.aclient import AsyncCpuClient
 
         return AsyncCpuClient(self.client)
 
     @cached_property
     def memory(self) -> AsyncMemoryClient:
         """Memory: regions by id, and keys to bytes."""
-        from virgo.memory.client import AsyncMemoryClient
+        from virgo.memory.aclient import AsyncMemoryClient
 
         return AsyncMemoryClient(self.client)
 
     @cached_property
     def files(self) -> AsyncFilesClient:
         """Files of every node."""
-        from virgo.files.client import AsyncFilesClient
+        from virgo.files.aclient import AsyncFilesClient
 
         return AsyncFilesClient(self.client)
 
@@ -82,6 +85,8 @@ class AsyncCloud:
 
     async def close(self) -> None:
         """Let go of everything that this connection holds."""
+        if "cpu" in self.__dict__:
+            await self.cpu.close()
         await self.client.close()
 
 
@@ -94,22 +99,15 @@ async def connect(
     embedded: bool = True,
 ) -> AsyncCloud:
     """The cloud, through a node; as `virgo.connect`."""
-    environment = dict(os.environ) if home is None else {**os.environ, "VIRGO_HOME": str(home)}
-    config = configuration.load(environment)
-    target = target or environment.get("VIRGO_URL")
-    if not target:
-        await asyncio.to_thread(blocking.let_settle, config.home)
-    for place in [target] if target else blocking.candidates(config):
-        client = AsyncClient(**blocking.reach(config, place, token), timeout_s=timeout_s)
+    search = places(target, token=token, home=home, timeout_s=timeout_s, embedded=embedded)
+    while True:
+        how, last = await asyncio.to_thread(next, search)  # it may wait for a node that starts
+        client = AsyncClient(**how, timeout_s=timeout_s)
         try:
             await client.execute("WHOAMI")
-        except NotRunning:
+        except BaseException as error:
             await client.close()
-            if target:
+            if last or not isinstance(error, NotRunning | NodeLost):
                 raise
-            continue
-        return AsyncCloud(client)
-    if not embedded:
-        raise NotRunning(f"no node answers under {config.home}")
-    place = await asyncio.to_thread(blocking.start_embedded, config.home)
-    return AsyncCloud(AsyncClient(**blocking.reach(config, place, token), timeout_s=timeout_s))
+        else:
+            return AsyncCloud(client)

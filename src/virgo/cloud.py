@@ -11,6 +11,7 @@ import os
 import ssl
 import sys
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from virgo import config as configuration
-from virgo.errors import BadArgument, BadConfig, Busy, NotRunning
+from virgo.errors import BadArgument, BadConfig, Busy, NodeLost, NotRunning
 from virgo.home import socket_path
 from virgo.limits import NODE_START_S, REQUEST_DEADLINE_S
 from virgo.members import PORTS, Member
@@ -126,27 +127,38 @@ def connect(
         BadArgument: `target` is no address, or `timeout_s` is not positive.
         WrongToken, NotAuthenticated: it does not know you.
     """
+    search = places(target, token=token, home=home, timeout_s=timeout_s, embedded=embedded)
+    while True:
+        how, last = next(search)
+        try:
+            return Cloud(checked(Client(**how, timeout_s=timeout_s)))
+        except (NotRunning, NodeLost):
+            if last:
+                raise
+
+
+def places(
+    target: str | None, *, token: str | None, home: str | Path | None, timeout_s: float, embedded: bool
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Where `connect` looks: how to reach each place, and whether its silence is final. See there."""
     if not timeout_s > 0:
         raise BadArgument(f"timeout_s is {timeout_s}, but must be more than 0", hint="It is in seconds.")
     environment = dict(os.environ) if home is None else {**os.environ, "VIRGO_HOME": str(home)}
     config = configuration.load(environment)
     target = target or environment.get("VIRGO_URL")
     if target:
-        return Cloud(checked(Client(**reach(config, target, token), timeout_s=timeout_s)))
+        yield reach(config, target, token), True
+        return
     let_settle(config.home)
     tried = candidates(config)
     for place in tried:
-        client = Client(**reach(config, place, token), timeout_s=timeout_s)
-        try:
-            return Cloud(checked(client))
-        except NotRunning:
-            client.close()
+        yield reach(config, place, token), False
     if not embedded:
         raise NotRunning(
             f"no node answers ({', '.join(tried) or f'none under {config.home}'})",
             hint="`virgo up` starts one; virgo.connect('HOST') goes to another machine.",
         )
-    return Cloud(checked(Client(**reach(config, start_embedded(config.home), token), timeout_s=timeout_s)))
+    yield reach(config, start_embedded(config.home), token), True
 
 
 def candidates(config: configuration.Config) -> list[str]:

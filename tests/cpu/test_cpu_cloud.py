@@ -415,12 +415,15 @@ def test_a_published_function_is_callable_on_every_node_until_it_is_taken_back(c
 
 
 def test_the_asyncio_client_does_the_same(cloud3, tmp_path):
-    """clone, map, submit; cancelling the task kills the process."""
+    """clone, map, submit; cancelling the task, or closing the cloud, kills the process."""
 
     async def main() -> None:
         async with await aio_connect(f"unix:{cloud3.socket('n1')}") as cloud:
             assert await cloud.cpu.clone(pow, 2, 5) == 32
-            assert await cloud.cpu.map(lambda value: value * 2, range(20)) == [v * 2 for v in range(20)]
+            doubled = cloud.cpu.map(lambda value: value * 2, range(200), chunksize=7, buffersize=4)
+            assert [value async for value in doubled] == [v * 2 for v in range(200)]
+            assert [value async for value in cloud.cpu.map("add", [1, 2], [3, 4])] == [4, 6]
+            assert await cloud.cpu.submit_to(where, node="n3") == "n3"
             with pytest.raises(ZeroDivisionError):
                 await cloud.cpu.clone(lambda: 1 / 0)
             task = cloud.cpu.submit(note_and_sleep, str(tmp_path / "pid"))
@@ -429,6 +432,10 @@ def test_the_asyncio_client_does_the_same(cloud3, tmp_path):
             with pytest.raises(asyncio.CancelledError):
                 await task
             await asyncio.to_thread(until, lambda: not alive(pid))
+            left = cloud.cpu.submit(note_and_sleep, str(tmp_path / "left"))
+            pid = await asyncio.to_thread(noted, tmp_path / "left")
+        assert left.cancelled()  # by the end of the connection
+        await asyncio.to_thread(until, lambda: not alive(pid))
 
     asyncio.run(main())
 

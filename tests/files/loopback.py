@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,8 @@ from virgo.config import Config
 from virgo.context import Context, Identity
 from virgo.engine.base import Register
 from virgo.errors import Conflict, Denied, NodeLost, NoNode, VirgoError
+from virgo.files.aclient import AsyncFilesClient
+from virgo.files.astream import AsyncFile
 from virgo.files.client import FilesClient
 from virgo.files.service import FilesModule
 from virgo.members import Load, Member
@@ -169,15 +171,78 @@ class BlockingRunner:
         return results
 
 
+class AsyncioRunner:
+    """An `AsyncRunner` over one node; `before` is awaited with each call first: a test can hold it."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.before: Callable[[Call[Any]], Awaitable[None]] | None = None
+
+    async def run(self, call: Call[Any]) -> Any:
+        if self.before is not None:
+            await self.before(call)
+        reply = await self._node.send(*call.request)
+        return call.decode(b"OK" if reply is OK else reply)
+
+    async def run_many(self, calls: list[Call[Any]]) -> list[Any]:
+        results: list[Any] = []
+        for call in calls:
+            try:
+                results.append(await self.run(call))
+            except VirgoError as error:
+                results.append(error)
+        return results
+
+
+class Awaited:
+    """An asyncio client or file object as if it were blocking: an operation runs the loop to its end."""
+
+    def __init__(self, target: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._target, self._loop = target, loop
+
+    def __repr__(self) -> str:
+        return repr(self._target)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._target, name)
+        if not callable(found):
+            return found
+
+        def work(*arguments: Any, **options: Any) -> Any:
+            given = (one._target if isinstance(one, Awaited) else one for one in arguments)
+            result = found(*given, **options)
+            if inspect.isawaitable(result):
+                result = self._loop.run_until_complete(result)
+            return Awaited(result, self._loop) if isinstance(result, AsyncFile) else result
+
+        return work
+
+    def __enter__(self) -> Awaited:
+        return self.__getattr__("__aenter__")()  # type: ignore[no-any-return]
+
+    def __exit__(self, *exc: object) -> None:
+        self.__getattr__("__aexit__")(*exc)
+
+    def __iter__(self) -> Iterator[Any]:
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                yield self.__getattr__("__anext__")()
+
+
 @contextlib.contextmanager
-def blocking_cloud(directory: Path, count: int = 3, config: Config | None = None) -> Iterator[list[Node]]:
-    """Started nodes for tests that are not coroutines; `node.files` is a client of each."""
+def blocking_cloud(
+    directory: Path, count: int = 3, config: Config | None = None, *, face: str = "blocking"
+) -> Iterator[list[Node]]:
+    """Started nodes for tests that are not coroutines; `node.files` is a client of each, of either face."""
     loop = asyncio.new_event_loop()
     cloud = Cloud(directory, count, config)
     try:
         nodes = loop.run_until_complete(cloud.__aenter__())
         for node in nodes:
-            node.files = FilesClient(BlockingRunner(node, loop))
+            if face == "blocking":
+                node.files = FilesClient(BlockingRunner(node, loop))
+            else:
+                node.files = Awaited(AsyncFilesClient(AsyncioRunner(node)), loop)
         yield nodes
     finally:
         loop.run_until_complete(cloud.__aexit__())

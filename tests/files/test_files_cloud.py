@@ -206,6 +206,61 @@ def test_asyncio(cloud3: Any, top: str) -> None:
     asyncio.run(main())
 
 
+def test_asyncio_file_objects(cloud3: Any, clients: dict[str, Cloud], top: str, tmp_path: Path) -> None:
+    """File objects, whole texts and copies of asyncio are the same files as those of the blocking client."""
+    lines = [f"{number} é\n" for number in range(50_000)]
+    (tmp_path / "local").write_text("".join(lines), encoding="utf-8")
+
+    async def main() -> None:
+        async with await aio.connect(f"unix:{cloud3.socket('n1')}", home=cloud3.home) as cloud:
+            files = cloud.files
+            async with await files.open(f"/n2/{top}/lines", "w") as file:
+                await file.writelines(lines)
+                await files.sync(file)
+            async with await files.open(Path(f"/n2/{top}/lines")) as file:
+                assert await file.readline() == lines[0]
+                place = await file.tell()
+                assert [line async for line in file] == lines[1:]
+                await file.seek(place)
+                assert await file.read(len(lines[1])) == lines[1]
+            async with await files.open(f"/n2/{top}/lines", "r+b") as file:
+                await file.seek(-1, 2)
+                await file.write(b"!\n")
+                assert await file.tell() == (await file.status()).size + 1
+            assert await files.read_text(f"/n2/{top}/lines") == "".join(lines)[:-1] + "!\n"
+            assert await files.write_text(f"{top}/placed", "ü") == 2
+            assert await files.get(f"/n2/{top}/lines", tmp_path / "got") == (tmp_path / "got").stat().st_size
+            assert await files.put(tmp_path / "local", f"/n3/{top}/put", durable=True) > 0
+
+    asyncio.run(main())
+    files = clients["n3"].files
+    assert files.read_text(f"{top}/placed") == "ü"
+    assert files.read_bytes(f"/n2/{top}/lines") == (tmp_path / "got").read_bytes()
+    assert files.read_bytes(f"/n3/{top}/put") == (tmp_path / "local").read_bytes()
+
+
+def test_the_end_of_a_node_under_asyncio_files(make_cloud: Callable[..., Any]) -> None:
+    """kill -9 of the node that holds an open file: bounded errors, then the gathered text gets there."""
+
+    async def work(cloud: Any, pid: int) -> None:
+        async with await aio.connect(f"unix:{cloud.socket('n1')}", home=cloud.home) as connected:
+            async with await connected.files.open("/n2/kept", "w") as file:
+                await file.write("acknowledged")
+                os.kill(pid, signal.SIGKILL)
+                deadline = time.monotonic() + 60
+                while True:  # the supervisor starts it anew
+                    try:
+                        await file.flush()
+                        break
+                    except (NodeLost, NotLoaded):
+                        assert time.monotonic() < deadline
+                        await asyncio.sleep(0.05)
+            assert await connected.files.read_text("/n2/kept") == "acknowledged"
+
+    cloud = make_cloud(2)
+    asyncio.run(work(cloud, cloud.node("n2")["pid"]))
+
+
 def test_a_pipeline_keeps_its_order(cloud3: Any, top: str) -> None:
     """Writes, reads and closes sent at once on one connection take effect one after the other."""
     with redis_client(cloud3, "n1") as client:

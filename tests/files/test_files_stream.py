@@ -1,4 +1,4 @@
-"""File objects beside real ones: the same operations give the same results."""
+"""File objects beside real ones: the same operations give the same results, blocking and with asyncio."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from virgo.limits import FILE_CHUNK_BYTES
 MODES = ("r", "r+", "w", "w+", "a", "a+", "x", "x+")
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[list[Node]]:
-    with blocking_cloud(tmp_path / "cloud") as started:
+@pytest.fixture(params=["blocking", "asyncio"])
+def nodes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[Node]]:
+    with blocking_cloud(tmp_path / "cloud", face=request.param) as started:
         yield started
 
 
@@ -98,11 +98,12 @@ class FileMachine(RuleBasedStateMachine):
         mode=st.sampled_from(["r+b", "w+b", "a+b", "rb", "wb", "ab"]),
         buffering=st.sampled_from([0, 2, 16, 8192, -1]),
         content=st.binary(max_size=200),
+        face=st.sampled_from(["blocking", "asyncio"]),
     )
-    def start(self, mode: str, buffering: int, content: bytes) -> None:
+    def start(self, mode: str, buffering: int, content: bytes, face: str) -> None:
         self.stack = ExitStack()
         directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.nodes = self.stack.enter_context(blocking_cloud(directory / "cloud", 1))
+        self.nodes = self.stack.enter_context(blocking_cloud(directory / "cloud", 1, face=face))
         self.files, self.path = self.nodes[0].files, directory / "real"
         self.path.write_bytes(content)
         self.files.write_bytes("/n1/file", content)
@@ -164,6 +165,83 @@ TestFileMachine.settings = settings(
 )
 
 
+class TextMachine(RuleBasedStateMachine):
+    """Random operations on a text of the cloud and on a real one; places are marked and returned to."""
+
+    @initialize(
+        mode=st.sampled_from(["r+", "w+", "a+", "r", "w", "a"]),
+        encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32-be", "latin-1", "shift_jis"]),
+        newline=st.sampled_from([None, "", "\n", "\r", "\r\n"]),
+        buffering=st.sampled_from([1, 3, 64, -1]),
+        content=st.text("ab\n\r", max_size=60),
+        face=st.sampled_from(["blocking", "asyncio"]),
+    )
+    def start(self, mode: str, buffering: int, content: str, face: str, **layout: Any) -> None:
+        self.stack = ExitStack()
+        directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        self.nodes = self.stack.enter_context(blocking_cloud(directory / "cloud", 1, face=face))
+        self.files, self.path = self.nodes[0].files, directory / "real"
+        self.path.write_bytes(content.encode(layout["encoding"]))
+        self.files.write_bytes("/n1/file", content.encode(layout["encoding"]))
+        options = {"buffering": buffering, "errors": "replace", **layout}
+        self.mine: Any = self.stack.enter_context(self.files.open("/n1/file", mode, **options))
+        self.real: Any = self.stack.enter_context(self.path.open(mode, **options))
+        self.marks = [(0, 0)]
+
+    def both(self, work: Callable[[Any], Any]) -> None:
+        assert outcome(lambda: work(self.mine)) == outcome(lambda: work(self.real))
+
+    @rule(size=st.integers(-1, 70))
+    def read(self, size: int) -> None:
+        self.both(lambda file: file.read(size))
+
+    @rule(size=st.sampled_from([-1, -1, -1, 0, 1, 5]))
+    def readline(self, size: int) -> None:
+        self.both(lambda file: file.readline(size))
+
+    @rule()
+    def read_all_and_tell_its_line_ends(self) -> None:
+        self.both(lambda file: file.seek(0))
+        self.both(lambda file: file.read())
+        self.both(lambda file: file.newlines)
+
+    @rule(text=st.text("aß\u3042\n\r", max_size=20))
+    def write_at_the_end(self, text: str) -> None:
+        self.both(lambda file: file.seek(0, 2) and None)
+        self.both(lambda file: file.write(text))
+
+    @rule()
+    def mark(self) -> None:
+        self.marks.append((self.mine.tell(), self.real.tell()))
+        self.both(lambda file: file.seek(0, 1) and None)
+
+    @rule(number=st.integers(0, 20))
+    def return_to_a_mark(self, number: int) -> None:
+        mine, real = self.marks[number % len(self.marks)]
+        assert outcome(lambda: self.mine.seek(mine) == mine) == outcome(lambda: self.real.seek(real) == real)
+
+    @rule(offset=st.integers(-3, 3), whence=st.sampled_from([1, 2, 7]))
+    def seek(self, offset: int, whence: int) -> None:
+        self.both(lambda file: file.seek(offset, whence) and None)
+
+    @rule()
+    def flush_and_compare(self) -> None:
+        self.both(lambda file: file.flush())
+        assert self.files.read_bytes("/n1/file") == self.path.read_bytes()
+
+    def teardown(self) -> None:
+        if hasattr(self, "stack"):
+            with self.stack:
+                self.mine.close()
+                self.real.close()
+                assert self.files.read_bytes("/n1/file") == self.path.read_bytes()
+                assert self.files.stats()["open"] == 0
+
+
+TestTextMachine = TextMachine.TestCase
+TestTextMachine.settings = TestFileMachine.settings
+
+
 def test_text_is_text(nodes: list[Node], tmp_path: Path) -> None:
     """Encoding, newlines, iteration and print work as on a real text file; the default is UTF-8."""
     files = nodes[0].files
@@ -182,7 +260,7 @@ def test_text_is_text(nodes: list[Node], tmp_path: Path) -> None:
             (tmp_path / "t").open(**{"encoding": "utf-8", **options}) as real,
         ):
             assert list(mine) == list(real)
-    with files.open("/n3/text", "rb") as mine, pytest.raises(io.UnsupportedOperation):
+    with files.open("/n3/text", "rb") as mine, pytest.raises((io.UnsupportedOperation, AttributeError)):
         mine.fileno()
 
 

@@ -173,7 +173,12 @@ def test_the_asyncio_client(cloud3: RunningCloud, memory: MemoryClient) -> None:
             assert (await shared.get("a"), await shared.get("none", b"d")) == (b"1", b"d")
             await shared.set_many({"b": b"2", "c": b"3"})
             assert await shared.get_many(["b", "none"]) == {"b": b"2"}
+            assert await shared.mapped()
             assert sorted([key async for key in shared]) == [b"a", b"b", b"c"]
+            keys = shared.keys()
+            assert sorted([key async for key in keys]) == [b"a", b"b", b"c"]
+            assert sorted([value async for value in shared.values()]) == [b"1", b"2", b"3"]
+            assert {key: value async for key, value in shared.items()} == dict(memory)
             assert (await shared.count(), await shared.exists("a"), await shared.delete("a")) == (3, True, 1)
             async with await shared.malloc(2 * CHUNK + 1) as region:
                 value = os.urandom(2 * CHUNK + 1)
@@ -181,8 +186,40 @@ def test_the_asyncio_client(cloud3: RunningCloud, memory: MemoryClient) -> None:
                 assert await region.get() == value
                 assert memory.get_region(region.id) == value
                 assert await region.node() == "n2"
+                assert await region.size() == await shared.region(region.id).size() == len(value)
             with pytest.raises(UnknownId):
                 await region.get()
+
+    asyncio.run(main())
+
+
+def test_the_mapping_of_asyncio(cloud3: RunningCloud, memory: MemoryClient) -> None:
+    """The methods of a MutableMapping that can be awaited do what they do on a dict, in one step each."""
+
+    async def main() -> None:
+        async with await aio.connect(f"unix:{cloud3.socket('n3')}", home=cloud3.home) as cloud:
+            shared = cloud.memory
+            with pytest.raises(KeyError):
+                await shared.popitem()
+            assert [item async for item in shared.items()] == []
+            assert (await shared.setdefault("a", b"1"), await shared.setdefault("a", b"2")) == (b"1", b"1")
+            assert (
+                await asyncio.gather(*[shared.setdefault("b", b"%d" % n) for n in range(20)])
+                == [memory["b"]] * 20
+            )
+            await shared.update({"c": b"3"}, d=b"4")
+            await shared.update([("e", b"5")])
+            await shared.update()
+            assert len(memory) == 5
+            taken = await asyncio.gather(*[shared.popitem() for _ in range(5)])
+            assert {key for key, _value in taken} == {b"a", b"b", b"c", b"d", b"e"}
+            assert (await shared.pop("a", None), len(memory)) == (None, 0)
+            many = {b"many:%d" % number: b"%d" % number for number in range(3000)}
+            await shared.set_many(many)
+            assert {key: value async for key, value in shared.items()} == many
+            await shared.clear()
+            await shared.close()
+            assert await shared.get("a") is None
 
     asyncio.run(main())
 

@@ -13,7 +13,6 @@ anything for them.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import os
@@ -31,8 +30,8 @@ from virgo.cpu.exports import check_name, summary_of
 from virgo.cpu.messages import Options
 from virgo.cpu.shipping import ship, ship_arguments
 from virgo.errors import BadArgument
-from virgo.limits import ASYNC_CALLS_MAX, CALL_RETRIES_MAX, CALL_TERMINATE_S, CALL_TIMEOUT_MS_MAX
-from virgo.wire.call import AsyncRunner, Call, Runner, as_nothing, as_text
+from virgo.limits import CALL_RETRIES_MAX, CALL_TERMINATE_S, CALL_TIMEOUT_MS_MAX
+from virgo.wire.call import Call, Runner, as_nothing, as_text
 
 T = TypeVar("T")
 Target = Callable[..., Any] | str
@@ -171,15 +170,11 @@ class CpuClient(Executor):
             chunksize: how many calls travel and run as one; only for a callable.
             buffersize: how many results may be outstanding at once, None for all.
         """
-        if chunksize < 1 or (buffersize is not None and buffersize < 1):
-            raise ValueError("chunksize and buffersize must be 1 or more")
+        target, rows, chunked = mapping(fn, iterables, chunksize, buffersize)
         deadline = None if timeout is None else time.monotonic() + timeout
         self._open_channel()
-        if chunksize > 1 and not isinstance(fn, str):
-            chunks = _chunks(zip(*iterables, strict=False), chunksize)
-            rows = self._results(_run_chunk, ((fn, chunk) for chunk in chunks), deadline, buffersize)
-            return itertools.chain.from_iterable(rows)
-        return self._results(fn, zip(*iterables, strict=False), deadline, buffersize)
+        results = self._results(target, rows, deadline, buffersize)
+        return itertools.chain.from_iterable(results) if chunked else results
 
     def _results(
         self, fn: Target, rows: Iterable[tuple[Any, ...]], deadline: float | None, buffersize: int | None
@@ -246,57 +241,6 @@ class CpuClient(Executor):
         return self._channel
 
 
-class AsyncCpuClient:
-    """The processors of the cloud, for asyncio.
-
-    Cancelling an awaiting task ends the call: its connection is closed, and the node kills what it ran.
-    """
-
-    def __init__(self, runner: AsyncRunner) -> None:
-        self._runner = runner
-        self._lanes = asyncio.Semaphore(ASYNC_CALLS_MAX)
-
-    def __repr__(self) -> str:
-        return "<AsyncCpuClient>"
-
-    async def clone(
-        self,
-        target: Target,
-        /,
-        *args: Any,
-        node: str = "",
-        timeout: float | None = None,  # noqa: ASYNC109 - it travels to the node
-        retries: int = 0,
-        **kwargs: Any,
-    ) -> Any:
-        """See `CpuClient.clone`."""
-        call = call_of(target, args, kwargs, node=node, timeout=timeout, retries=retries)
-        async with self._lanes:
-            return await self._runner.run(call)
-
-    def submit(self, target: Target, /, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
-        """The same as a task of its own."""
-        return asyncio.get_running_loop().create_task(self.clone(target, *args, **kwargs))
-
-    async def map(self, fn: Target, *iterables: Iterable[Any]) -> list[Any]:
-        """Results in the order of the arguments; the first failure cancels the rest."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.clone(fn, *row)) for row in zip(*iterables, strict=False)]
-        return [task.result() for task in tasks]
-
-    async def publish(self, function: Callable[..., Any], *, name: str = "") -> int:
-        """See `CpuClient.publish`."""
-        return await self._runner.run(publish_of(function, name))
-
-    async def unpublish(self, name: str) -> None:
-        """See `CpuClient.unpublish`."""
-        await self._runner.run(unpublish_of(name))
-
-    async def exports(self) -> list[Export]:
-        """See `CpuClient.exports`."""
-        return await self._runner.run(EXPORTS)
-
-
 def _payload(
     target: Target,
     args: tuple[Any, ...],
@@ -330,6 +274,18 @@ def _payload(
     label = getattr(target, "__qualname__", None) or type(target).__qualname__
     options = Options(key, label[:80], node, timeout_ms, retries, "pickle")
     return options, ship(target), ship_arguments(args, kwargs)
+
+
+def mapping(
+    fn: Target, iterables: tuple[Iterable[Any], ...], chunksize: int, buffersize: int | None
+) -> tuple[Target, Iterator[tuple[Any, ...]], bool]:
+    """The calls of a `map`: what to run, arguments of each, and whether each result is a list of results."""
+    if chunksize < 1 or (buffersize is not None and buffersize < 1):
+        raise ValueError("chunksize and buffersize must be 1 or more")
+    rows = zip(*iterables, strict=False)
+    if chunksize == 1 or isinstance(fn, str):
+        return fn, rows, False
+    return _run_chunk, ((fn, chunk) for chunk in _chunks(rows, chunksize)), True
 
 
 def _chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

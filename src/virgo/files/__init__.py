@@ -7,6 +7,8 @@
     placement    the pool: which node holds a placed path
     service      the module in the node: commands, forwarding, threads
     client       what users hold; file objects are in `stream`
+    aclient      the same for asyncio; file objects are in `astream` and `atext`
+    calls        what both send; `cursor` has the position and mode of both kinds of file objects
 
 `/NODE/...` is the private directory of that node, `/NODE/EXPORT/...` a directory that its configuration
 exports, and every other path is placed in the pool: `/pool/a`, `/a` and `a` are the same file, on the node

@@ -14,11 +14,12 @@ import msgspec
 
 from virgo.errors import DiskFull, VirgoError, WrongType
 from virgo.files import core
-from virgo.limits import FILE_BUFFER_BYTES, FILE_CHUNK_BYTES, FILE_CHUNKS_AHEAD
+from virgo.limits import FILE_BUFFER_BYTES, FILE_CHUNK_BYTES, FILE_CHUNKS_AHEAD, NODE_LOST_S
 from virgo.wire.call import AsyncRunner, Call, Runner, as_nothing, whole
 
 T = TypeVar("T")
 AnyPath = str | os.PathLike[str]
+Content = bytes | bytearray | memoryview
 Plan = Generator[list[Call[Any]], list[Any], T]
 
 
@@ -178,7 +179,7 @@ def reading_all(descriptor: int, position: int) -> Plan[bytes]:
             return b"".join(found)
 
 
-def writing(descriptor: int, data: bytes | bytearray | memoryview, position: int) -> Plan[int]:
+def writing(descriptor: int, data: Content, position: int) -> Plan[int]:
     """Write in pieces; the count of bytes from the start that are on their way to disk.
 
     One piece at a time, so that nothing follows a piece that was cut short. Raises what stopped it if
@@ -199,36 +200,37 @@ def writing(descriptor: int, data: bytes | bytearray | memoryview, position: int
 
 def loading(path: AnyPath) -> Plan[bytes]:
     """The content of a file."""
-    (descriptor,) = yield [open_file(path, "r")]
-    descriptor = _value(descriptor)
-    try:
-        data = yield from reading_all(descriptor, 0)
-    except Exception:
-        yield [close_file(descriptor)]
-        raise
-    (closed,) = yield [close_file(descriptor)]
-    _value(closed)
-    return data
+    descriptor = yield from single(open_file(path, "r"))
+    return (yield from closing(descriptor, reading_all(descriptor, 0)))
 
 
-def saving(path: AnyPath, data: bytes | bytearray | memoryview, *, mode: str, durable: bool) -> Plan[int]:
+def saving(path: AnyPath, data: Content, *, mode: str, durable: bool) -> Plan[int]:
     """Make `data` the content of a file; all of it, or the error that stopped it."""
-    (descriptor,) = yield [open_file(path, mode)]
-    descriptor = _value(descriptor)
-    try:
-        count = yield from writing_whole(descriptor, data, 0)
-        if durable:
-            (synced,) = yield [sync_file(descriptor)]
-            _value(synced)
-    except Exception:
-        yield [close_file(descriptor)]
-        raise
-    (closed,) = yield [close_file(descriptor)]
-    _value(closed)
+    descriptor = yield from single(open_file(path, mode))
+    return (yield from closing(descriptor, _filling(descriptor, data, durable)))
+
+
+def _filling(descriptor: int, data: Content, durable: bool) -> Plan[int]:
+    count = yield from writing_whole(descriptor, data, 0)
+    if durable:
+        yield from single(sync_file(descriptor))
     return count
 
 
-def writing_whole(descriptor: int, data: bytes | bytearray | memoryview, position: int) -> Plan[int]:
+def closing(descriptor: int, work: Plan[T]) -> Plan[T]:
+    """Run a plan and close the descriptor, whatever comes; what stopped the plan is what is raised."""
+    try:
+        result = yield from work
+    except GeneratorExit:  # nobody drives it any more
+        raise
+    except BaseException:
+        yield [Call(("VIRGO_CLOSE", descriptor), as_nothing, NODE_LOST_S)]
+        raise
+    yield from single(close_file(descriptor))
+    return result
+
+
+def writing_whole(descriptor: int, data: Content, position: int) -> Plan[int]:
     """Write all of it, or raise what stopped it."""
     view = _view(data)
     written = 0
@@ -250,6 +252,13 @@ def _view(data: object) -> memoryview:
         ) from None
 
 
+def single(call: Call[T]) -> Plan[T]:
+    """One request, as a plan."""
+    (reply,) = yield [call]
+    value: T = _value(reply)
+    return value
+
+
 def _value(result: Any) -> Any:
     if isinstance(result, Exception):
         raise result
@@ -257,7 +266,7 @@ def _value(result: Any) -> Any:
 
 
 def drive(runner: Runner, plan: Plan[T]) -> T:
-    """Run a plan to its end."""
+    """Run a plan to its end. What interrupts a request is raised in the plan, which may close files."""
     try:
         calls = next(plan)
         while True:
@@ -265,13 +274,16 @@ def drive(runner: Runner, plan: Plan[T]) -> T:
                 results = runner.run_many(calls) if len(calls) > 1 else [runner.run(calls[0])]
             except VirgoError as error:
                 results = [error] * len(calls)
+            except BaseException as error:  # noqa: BLE001 - the plan raises it again
+                calls = plan.throw(error)
+                continue
             calls = plan.send(results)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 
 
 async def drive_async(runner: AsyncRunner, plan: Plan[T]) -> T:
-    """Run a plan to its end."""
+    """Run a plan to its end. A cancellation is raised in the plan, which may close files first."""
     try:
         calls = next(plan)
         while True:
@@ -280,6 +292,11 @@ async def drive_async(runner: AsyncRunner, plan: Plan[T]) -> T:
                 results = await runner.run_many(calls) if many else [await runner.run(calls[0])]
             except VirgoError as error:
                 results = [error] * len(calls)
+            except GeneratorExit:  # the event loop is gone, nothing can be sent
+                raise
+            except BaseException as error:  # noqa: BLE001 - the plan raises it again
+                calls = plan.throw(error)
+                continue
             calls = plan.send(results)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]

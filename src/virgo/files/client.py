@@ -1,4 +1,4 @@
-"""Files as users hold them: `cloud.files`, blocking and for asyncio.
+"""Files as users hold them: `cloud.files`. `virgo.files.aclient` has the same for asyncio.
 
     with cloud.files.open("/n2/notes.txt", "w") as file:
         print("hello", file=file)
@@ -17,12 +17,10 @@ from typing import IO, Any
 
 from virgo.errors import FileMissing, FileThere
 from virgo.files import calls
-from virgo.files.calls import AnyPath, FileStatus, drive, drive_async
+from virgo.files.calls import AnyPath, Content, FileStatus, drive
 from virgo.files.stream import RemoteFile, open_stream
 from virgo.limits import FILE_CHUNK_BYTES
-from virgo.wire.call import AsyncRunner, Runner
-
-Content = bytes | bytearray | memoryview
+from virgo.wire.call import Runner
 
 
 class FilesClient:
@@ -174,81 +172,3 @@ class FilesClient:
 def _raw(file: Any) -> RemoteFile:
     assert isinstance(file, RemoteFile)
     return file
-
-
-class AsyncFilesClient:
-    """The cloud's files for asyncio: the same operations with `await`; no file objects."""
-
-    def __init__(self, runner: AsyncRunner) -> None:
-        self._runner = runner
-
-    def __repr__(self) -> str:
-        return f"<AsyncFilesClient {self._runner!r}>"
-
-    async def ls(self, path: AnyPath = "/") -> list[FileStatus]:
-        """See `FilesClient.ls`."""
-        return await self._runner.run(calls.listing(path))
-
-    async def stat(self, path: AnyPath) -> FileStatus:
-        """See `FilesClient.stat`."""
-        return await self._runner.run(calls.status(path))
-
-    async def exists(self, path: AnyPath) -> bool:
-        """Whether the path names anything."""
-        try:
-            await self.stat(path)
-        except FileMissing:
-            return False
-        return True
-
-    async def remove(self, path: AnyPath) -> None:
-        """See `FilesClient.remove`."""
-        await self._runner.run(calls.change("REMOVE", path))
-
-    async def mkdir(self, path: AnyPath, *, exist_ok: bool = False) -> None:
-        """See `FilesClient.mkdir`."""
-        try:
-            await self._runner.run(calls.change("MKDIR", path))
-        except FileThere:
-            if not exist_ok or not (await self.stat(path)).is_directory:
-                raise
-
-    async def rename(self, path: AnyPath, new_path: str) -> None:
-        """See `FilesClient.rename`."""
-        await self._runner.run(calls.change("RENAME", path, new_path))
-
-    async def read_bytes(self, path: AnyPath) -> bytes:
-        """See `FilesClient.read_bytes`."""
-        return await drive_async(self._runner, calls.loading(path))
-
-    async def write_bytes(self, path: AnyPath, data: Content, *, durable: bool = False) -> int:
-        """See `FilesClient.write_bytes`."""
-        return await drive_async(self._runner, calls.saving(path, data, mode="w", durable=durable))
-
-    async def open_descriptor(self, path: AnyPath, mode: str | None = None) -> int:
-        """See `FilesClient.open_descriptor`."""
-        return await self._runner.run(calls.open_file(path, mode))
-
-    async def read(self, descriptor: int, size: int, position: int) -> bytes:
-        """See `FilesClient.read`."""
-        return await drive_async(self._runner, calls.reading(descriptor, size, position))
-
-    async def write(self, descriptor: int, data: Content, position: int) -> int:
-        """See `FilesClient.write`."""
-        return await drive_async(self._runner, calls.writing(descriptor, data, position))
-
-    async def close(self, descriptor: int) -> None:
-        """See `FilesClient.close`."""
-        await self._runner.run(calls.close_file(descriptor))
-
-    async def sync(self, descriptor: int) -> None:
-        """Wait until an open file is on the disk of its node."""
-        await self._runner.run(calls.sync_file(descriptor))
-
-    async def truncate(self, descriptor: int, size: int) -> None:
-        """Set the size of an open file."""
-        await self._runner.run(calls.truncate_file(descriptor, size))
-
-    async def stats(self) -> dict[str, Any]:
-        """Figures of the connected node's files."""
-        return await self._runner.run(calls.stats())

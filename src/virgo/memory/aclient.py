@@ -1,14 +1,20 @@
 """Memory for asyncio: the same surface as `virgo.memory.client`, with `await`.
 
-region = await cloud.memory.malloc(100)
-await region.set(b"data")
-await cloud.memory.set("greeting", b"hello")
+    region = await cloud.memory.malloc(100)
+    await region.set(b"data")
+    await cloud.memory.set("greeting", b"hello")
+    async for key, value in cloud.memory.items():
+        ...
+
+What asks the node is a method that is awaited, also where the blocking face has a property (`size`, `node`,
+`mapped`) or an operator: `get`, `set`, `delete`, `exists` and `count` stand for `[]`, `in`, `del` and `len`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +24,7 @@ from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo
 from virgo.wire.call import AsyncRunner
 
 _SCAN_KEYS = 1000
+_SCAN_ITEMS = 64  # fewer, since their values come with them
 _TABLE_AGE_S_MIN = 0.05  # the slot table is not asked for more often
 
 
@@ -26,18 +33,18 @@ class AsyncRegion:
 
     Attributes:
         id: unique in the cloud, and never given again.
-        size: declared bytes, None for a region whose id came from elsewhere; `stats()` has it.
     """
 
-    __slots__ = ("_client", "id", "size")
+    __slots__ = ("_client", "_info", "_size", "id")
 
     def __init__(self, client: AsyncMemoryClient, identifier: int, size: int | None = None) -> None:
         self._client = client
+        self._info: RegionInfo | None = None
+        self._size = size
         self.id = identifier
-        self.size = size
 
     def __repr__(self) -> str:
-        return f"<AsyncRegion {self.id:#x}{'' if self.size is None else f' of {self.size} bytes'}>"
+        return f"<AsyncRegion {self.id:#x}{'' if self._size is None else f' of {self._size} bytes'}>"
 
     async def __aenter__(self) -> AsyncRegion:
         return self
@@ -47,9 +54,21 @@ class AsyncRegion:
     ) -> None:
         await self.free()
 
+    async def size(self) -> int:
+        """Declared bytes: the longest value."""
+        if self._size is None:
+            self._size = (await self._lasting()).size
+        return self._size
+
     async def node(self) -> str:
         """Name of its home node."""
-        return (await self.stats()).node
+        return (await self._lasting()).node
+
+    async def _lasting(self) -> RegionInfo:
+        """What never changes of it, asked once."""
+        if self._info is None:
+            self._info = await self.stats()
+        return self._info
 
     async def stats(self) -> RegionInfo:
         """What its home knows of it now. Raises UnknownId, NodeLost."""
@@ -79,6 +98,13 @@ class AsyncMemoryClient:
 
     def __repr__(self) -> str:
         return f"<AsyncMemoryClient {self._runner!r}{' mapped' if self._local is not None else ''}>"
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self.keys()
+
+    async def mapped(self) -> bool:
+        """Whether the connected node's store is read by mapping."""
+        return (self._local or await self._attached()) is not None
 
     async def _attached(self) -> Local | None:
         if self._seek_local:
@@ -177,6 +203,30 @@ class AsyncMemoryClient:
             raise KeyError(key)
         return default
 
+    async def popitem(self) -> tuple[bytes, bytes]:
+        """Some key with its value, which is deleted, in one step. Raises KeyError if there is none."""
+        async with aclosing(self.keys()) as keys:
+            async for key in keys:
+                found = await self._runner.run(calls.take_key(key))
+                if found is not None:  # nobody was faster
+                    return key, found
+        raise KeyError("popitem(): the cloud has no keys")
+
+    async def setdefault(self, key: Key, default: Data) -> bytes:
+        """The value of a key, which is set to `default` if it is absent; never over another's value."""
+        while True:
+            found = await self.get(key)
+            if found is not None:
+                return found  # type: ignore[no-any-return]
+            if await self.set(key, default, only_if="absent"):
+                return calls.encode_data(default)
+
+    async def update(
+        self, other: Mapping[Key, Data] | Iterable[tuple[Key, Data]] = (), /, **more: Data
+    ) -> None:
+        """Set several keys; see `set_many`."""
+        await self.set_many([*(other.items() if isinstance(other, Mapping) else other), *more.items()])
+
     async def exists(self, key: Key) -> bool:
         """Whether the key is there."""
         return await self._runner.run(calls.exists(calls.encode_key(key)))
@@ -185,13 +235,31 @@ class AsyncMemoryClient:
         """How many keys there are, over all nodes."""
         return await self._runner.run(calls.count_keys())
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def keys(self) -> AsyncGenerator[bytes, None]:
         """All keys, as bytes. One that is there from beginning to end comes once."""
         cursor = 0
         while True:
             cursor, keys = await self._runner.run(calls.scan(cursor, _SCAN_KEYS))
             for key in keys:
                 yield key
+            if not cursor:
+                return
+
+    async def values(self) -> AsyncGenerator[bytes, None]:
+        """The values of all keys, as `items`."""
+        async with aclosing(self.items()) as items:
+            async for _key, value in items:
+                yield value
+
+    async def items(self) -> AsyncGenerator[tuple[bytes, bytes], None]:
+        """All keys with their values; what is deleted meanwhile may be left out."""
+        cursor = 0
+        while True:
+            cursor, keys = await self._runner.run(calls.scan(cursor, _SCAN_ITEMS))
+            values = await self._runner.run(calls.get_keys(keys)) if keys else []
+            for key, value in zip(keys, values, strict=True):
+                if value is not None:
+                    yield key, value
             if not cursor:
                 return
 
@@ -202,3 +270,7 @@ class AsyncMemoryClient:
     async def stats(self) -> dict[str, Any]:
         """Figures of the connected node's pool."""
         return await self._runner.run(calls.stats())
+
+    async def close(self) -> None:
+        """Let go of the map; the runner is the caller's."""
+        self._local = None

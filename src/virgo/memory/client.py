@@ -1,4 +1,4 @@
-"""Memory as users hold it: `cloud.memory`, blocking and for asyncio.
+"""Memory as users hold it: `cloud.memory`. `virgo.memory.aclient` has the same for asyncio.
 
     cloud.memory["greeting"] = b"hello"
     with cloud.memory.malloc(100) as region:
@@ -19,11 +19,10 @@ from typing import Any
 
 from virgo.errors import NotRunning, UnknownCommand
 from virgo.memory import calls
-from virgo.memory.aclient import AsyncMemoryClient, AsyncRegion
 from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo
 from virgo.wire.call import Runner, whole
 
-__all__ = ["AsyncMemoryClient", "AsyncRegion", "MemoryClient", "Region", "RegionInfo"]
+__all__ = ["MemoryClient", "Region", "RegionInfo"]
 
 _SCAN_KEYS = 1000
 _TABLE_AGE_S_MIN = 0.05  # the slot table is not asked for more often
@@ -140,9 +139,9 @@ class MemoryClient(MutableMapping[Key, bytes]):
         return Region(self, whole(identifier, "the id"))
 
     def get_region(self, identifier: int) -> bytes:
+        """A region's value; b"" before the first set. Raises UnknownId, NodeLost."""
         if type(identifier) is not int:
             identifier = whole(identifier, "the id")
-        """A region's value; b"" before the first set. Raises UnknownId, NodeLost."""
         local = self._local or self._attach()
         if local is not None:
             try:

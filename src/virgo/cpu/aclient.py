@@ -1,0 +1,178 @@
+"""Processors for asyncio: the same surface as `virgo.cpu.client`, with tasks in the place of futures.
+
+    await cloud.cpu.clone(pow, 2, 10)
+    task = cloud.cpu.submit(simulate, seed=7)
+    async for image in cloud.cpu.map(render, frames, chunksize=8):
+        ...
+
+Cancelling a task that waits for a call ends the call: its connection is closed, and the node kills what
+it ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from typing import Any
+
+from virgo.cpu.client import EXPORTS, Export, Target, call_of, mapping, publish_of, unpublish_of
+from virgo.limits import ASYNC_CALLS_MAX
+from virgo.wire.call import AsyncRunner, Call
+
+
+class AsyncCpuClient:
+    """The processors of the cloud, for one event loop; at the end of an `async with` it waits for its tasks.
+
+    Args:
+        runner: connections to a node; at most ASYNC_CALLS_MAX are used at once.
+    """
+
+    def __init__(self, runner: AsyncRunner) -> None:
+        self._runner = runner
+        self._lanes = asyncio.Semaphore(ASYNC_CALLS_MAX)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._shut = False
+
+    def __repr__(self) -> str:
+        return f"<AsyncCpuClient {self._outstanding} outstanding{' shut down' if self._shut else ''}>"
+
+    async def __aenter__(self) -> AsyncCpuClient:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.shutdown()
+
+    async def clone(
+        self,
+        target: Target,
+        /,
+        *args: Any,
+        node: str = "",
+        timeout: float | None = None,  # noqa: ASYNC109 - it travels to the node
+        retries: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """See `CpuClient.clone`."""
+        return await self._run(call_of(target, args, kwargs, node=node, timeout=timeout, retries=retries))
+
+    async def _run(self, call: Call[Any]) -> Any:
+        async with self._lanes:
+            return await self._runner.run(call)
+
+    def submit(self, target: Target, /, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        """The same as a task; `submit_to` takes the options. Raises RuntimeError after `shutdown`."""
+        return self.submit_to(target, args, kwargs)
+
+    def submit_to(
+        self,
+        target: Target,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        node: str = "",
+        timeout: float | None = None,
+        retries: int = 0,
+    ) -> asyncio.Task[Any]:
+        """`submit` with the options of `clone`."""
+        self._check_open()
+        call = call_of(target, args, kwargs or {}, node=node, timeout=timeout, retries=retries)
+        task = asyncio.get_running_loop().create_task(self._run(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def map(
+        self,
+        fn: Target,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> AsyncGenerator[Any, None]:
+        """Results in the order of the arguments, as they come; the first failure cancels the rest.
+
+        The first calls begin now. Further arguments are taken as results are, so `iterables` may be endless.
+
+        Args:
+            fn: a callable or a name.
+            iterables: its arguments.
+            timeout: seconds until `__anext__` raises TimeoutError; the calls outstanding are cancelled.
+            chunksize: how many calls travel and run as one; only for a callable.
+            buffersize: how many results may be outstanding at once, None for ASYNC_CALLS_MAX.
+        """
+        target, rows, chunked = mapping(fn, iterables, chunksize, buffersize)
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        self._check_open()
+        first = itertools.islice(rows, buffersize or ASYNC_CALLS_MAX)
+        tasks = deque(self.submit(target, *row) for row in first)
+        return self._results(target, rows, tasks, deadline, chunked)
+
+    async def _results(
+        self,
+        target: Target,
+        rows: Iterator[tuple[Any, ...]],
+        tasks: deque[asyncio.Task[Any]],
+        deadline: float | None,
+        chunked: bool,
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            while tasks:
+                async with asyncio.timeout_at(deadline):
+                    result = await tasks[0]
+                tasks.popleft()
+                for row in itertools.islice(rows, 1):
+                    tasks.append(self.submit(target, *row))
+                if chunked:
+                    for part in result:
+                        yield part
+                else:
+                    yield result
+        finally:
+            await _cancel(tasks)
+
+    async def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; wait for the tasks outstanding, or cancel them."""
+        self._shut = True
+        tasks = list(self._tasks)
+        if cancel_futures:
+            await _cancel(tasks)
+        elif wait and tasks:
+            await asyncio.wait(tasks)
+
+    async def close(self) -> None:
+        """Take no more calls, and cancel those outstanding."""
+        await self.shutdown(wait=False, cancel_futures=True)
+
+    async def publish(self, function: Callable[..., Any], *, name: str = "") -> int:
+        """See `CpuClient.publish`."""
+        return await self._runner.run(publish_of(function, name))
+
+    async def unpublish(self, name: str) -> None:
+        """See `CpuClient.unpublish`."""
+        await self._runner.run(unpublish_of(name))
+
+    async def exports(self) -> list[Export]:
+        """See `CpuClient.exports`."""
+        return await self._runner.run(EXPORTS)
+
+    def stats(self) -> dict[str, Any]:
+        """Tasks of this client without outcome."""
+        return {"outstanding": self._outstanding, "shut": self._shut}
+
+    @property
+    def _outstanding(self) -> int:
+        return sum(not task.done() for task in self._tasks)
+
+    def _check_open(self) -> None:
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended; what becomes of them is of no more interest."""
+    left = [task for task in tasks if not task.done()]
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
