@@ -52,8 +52,8 @@ LIFE_QUIET_S: Final = 1.0
 LIFE_ANSWER_S: Final = 3.25
 # How often a waiting client looks at what another of its connections has found out meanwhile.
 LIFE_LOOK_S: Final = 0.25
-# Processor time within LIFE_ANSWER_S that shows a silent process of this machine to be at work: ten times
-# what the beats of a node need that does nothing else.
+# Processor time within LIFE_ANSWER_S that shows a silent process of this machine to be at work: some times
+# what an idle node uses meanwhile (10 to 20 ms).
 LIFE_WORK_S: Final = 0.05
 # Connections kept idle per peer by a client's pool.
 POOL_IDLE_MAX: Final = 16
