@@ -85,6 +85,9 @@ def test_clients_refuse_the_same(here: RunningCloud) -> None:
             lambda: cloud.files.truncate(_ID, "x"),  # type: ignore[arg-type]
             lambda: cloud.files.write_bytes("/n1/wrong", "text"),  # type: ignore[arg-type]
             lambda: cloud.files.close("x"),  # type: ignore[arg-type]
+            lambda: cloud.client.execute("GET", None),  # type: ignore[arg-type]
+            lambda: cloud.client.execute("GET", "\udcff", [1]),  # type: ignore[arg-type]
+            lambda: cloud.client.execute("GET", True),
         ]
         for call in calls:
             with pytest.raises(BadArgument) as caught:

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 import hiredis
 
 from virgo import context as contexts
-from virgo.errors import Busy, NotRunning, VirgoError, from_line
+from virgo.errors import Busy, NotRunning, VirgoError, WrongType, from_line
 from virgo.limits import REQUEST_DEADLINE_S
 from virgo.wire.address import Address
 from virgo.wire.call import Argument, Call
@@ -33,14 +33,26 @@ def failure(reply: object) -> VirgoError | None:
 
 
 def pack_plain(request: Sequence[Argument]) -> bytes:
-    """A request on the wire, without context; text may hold surrogates for bytes that are not UTF-8."""
+    """A request on the wire, without context; text may hold surrogates for bytes that are not UTF-8.
+
+    Raises:
+        WrongType: an argument is none of bytes, text, number.
+    """
     try:
         packed: bytes = hiredis.pack_command(tuple(request))  # type: ignore[arg-type]
     except UnicodeEncodeError:
         encoded = [
             part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in request
         ]
-        packed = hiredis.pack_command(tuple(encoded))  # type: ignore[arg-type]
+        return pack_plain(encoded)
+    except TypeError:
+        for part in request:
+            if isinstance(part, bool) or not isinstance(part, (bytes, str, int, float)):
+                raise WrongType(
+                    f"an argument of {request[0]!r:.40} is {part!r:.40} ({type(part).__name__})",
+                    hint="Arguments are bytes, text or numbers; make it one of these.",
+                ) from None
+        raise
     return packed
 
 
