@@ -112,7 +112,8 @@ class CpuClient(Executor):
         """Run a callable, or an export by its name, on the least loaded node, and wait for its result.
 
         Args:
-            target: a callable, or the name of an exported function or program.
+            target: a callable, or the name of an exported function or program; an `async def` is run to its
+                end in the worker.
             args, kwargs: its arguments.
             node: name of the node that must run it.
             timeout: seconds after which it is stopped.
@@ -296,4 +297,6 @@ def _chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[A
 
 def _run_chunk(function: Callable[..., Any], rows: list[tuple[Any, ...]]) -> list[Any]:
     """In the worker: several calls as one."""
-    return [function(*row) for row in rows]
+    from virgo.cpu.worker import finished
+
+    return [finished(function(*row)) for row in rows]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import inspect
 import os
 import pickle
 import select
@@ -133,7 +134,7 @@ class Worker:
         self, order: Order, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> bytes:
         try:
-            result = function(*args, **kwargs)
+            result = finished(function(*args, **kwargs))
         except SystemExit as error:
             message = f"{order.label} on node {self._node} left by sys.exit({_shown(error)})"
             return failed(Failure(message, cause="exit", node=self._node))
@@ -206,6 +207,15 @@ class Worker:
         except msgspec.DecodeError as error:
             outcome = failed(Failure(str(error), cause="program", node=self._node))
         return (messages.RETIRE if _has_children() else b""), outcome
+
+
+def finished(result: Any) -> Any:
+    """What a call returned; a coroutine, as of an `async def`, is run to its end in a loop of its own."""
+    if not inspect.iscoroutine(result):
+        return result
+    import asyncio  # which few calls need, and which takes a while to import
+
+    return asyncio.run(result)
 
 
 _ENCODERS: Final[dict[Form, Callable[[Any], bytes]]] = {
