@@ -1,8 +1,11 @@
-"""What travels to a worker: coroutine functions."""
+"""What travels to a worker: coroutine functions, and regions of memory."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 
@@ -10,8 +13,10 @@ import cloudpickle
 import pytest
 
 from conftest import RunningCloud
+from virgo.aio import connect as aio_connect
 from virgo.cloud import Cloud
-from virgo.errors import CallFailed
+from virgo.errors import CallFailed, UnknownId
+from virgo.memory.client import Region
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -59,3 +64,88 @@ def test_a_generator_cannot_be_a_result_and_the_error_says_so(cloud: Cloud) -> N
     with pytest.raises(CallFailed, match="cannot be sent back") as caught:
         cloud.cpu.clone(counting)
     assert "generators" in caught.value.hint
+
+
+# --- regions ----------------------------------------------------------------------------------------
+
+
+def turned(region: Region) -> tuple[int, int, bytes]:
+    found = region.get()
+    region.set(found[::-1])
+    return region.id, region.size, found
+
+
+def test_a_region_travels_as_its_id(cloud: Cloud) -> None:
+    """A function on any node reads and writes the very region that it was given, wherever that lies."""
+    for home, runs in (("n1", "n1"), ("n1", "n2"), ("n3", "n2")):
+        with cloud.memory.malloc(16, node=home) as region:
+            region.set(b"forwards")
+            assert cloud.cpu.clone(turned, region, node=runs) == (region.id, 16, b"forwards")
+            assert region.get() == b"sdrawrof"
+    with pytest.raises(UnknownId):
+        cloud.cpu.clone(turned, region, node="n2")
+
+
+def test_a_region_travels_inside_of_what_a_function_holds(cloud: Cloud) -> None:
+    """In a closure, in a list, to another worker from there, and from asyncio, where it is another class."""
+    with cloud.memory.malloc(16, node="n2") as region:
+
+        def outer(regions: list[Region]) -> bytes:
+            from virgo.syscalls import cloud as local
+
+            region.set(b"captured")
+            _id, _size, found = local().cpu.clone(turned, regions[0], node="n3")
+            return found
+
+        assert cloud.cpu.clone(outer, [region], node="n1") == b"captured"
+        assert region.get() == b"derutpac"
+
+
+def test_a_region_of_asyncio_arrives_as_one_that_needs_no_loop(cloud3: RunningCloud) -> None:
+    """Functions in workers are plain ones, so what arrives is a `Region`."""
+
+    async def main() -> None:
+        async with await aio_connect(f"unix:{cloud3.socket('n1')}", home=cloud3.home) as cloud:
+            region = await cloud.memory.malloc(16)
+            await region.set(b"forwards")
+            assert await cloud.cpu.clone(turned, region, node="n3") == (region.id, 16, b"forwards")
+            assert await region.get() == b"sdrawrof"
+            await region.free()
+
+    asyncio.run(main())
+
+
+def test_a_copy_within_the_process_stays_with_its_connection(cloud: Cloud) -> None:
+    """Only what goes elsewhere is bound anew; nothing of this test's process leads to this cloud but `cloud`."""
+    with cloud.memory.malloc(16) as region:
+        region.set(b"content")
+        for other in (copy.copy(region), copy.deepcopy([region])[0]):
+            assert (other.id, other.size, other.get()) == (region.id, 16, b"content")
+            assert other._client is region._client
+
+
+def test_a_region_connects_when_it_is_first_used(cloud: Cloud, cloud3: RunningCloud) -> None:
+    """Unpickling asks nobody, so it works where no node is; another process finds the node by itself."""
+    with cloud.memory.malloc(16) as region:
+        region.set(b"content")
+        program = (
+            f"import pickle\nregion = pickle.loads({pickle.dumps(region)!r})\n"
+            "assert region.size == 16\nprint('unpickled', flush=True)\nprint(region.get().decode())"
+        )
+        here = subprocess.run(
+            [sys.executable, "-c", program],
+            env=cloud3.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (here.returncode, here.stdout) == (0, "unpickled\ncontent\n"), here.stderr
+        nowhere = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**cloud3.environment, "VIRGO_URL": "unix:/no/such/socket"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "virgo.errors.NotRunning" in nowhere.stderr
+        assert nowhere.stdout == "unpickled\n"

@@ -46,6 +46,12 @@ class AsyncRegion:
     def __repr__(self) -> str:
         return f"<AsyncRegion {self.id:#x}{'' if self._size is None else f' of {self._size} bytes'}>"
 
+    def __reduce__(self) -> tuple[Any, tuple[int, int | None]]:
+        """Elsewhere it arrives as a `Region`: there may be no event loop."""
+        from virgo.memory.client import arrived
+
+        return arrived, (self.id, self._size)
+
     async def __aenter__(self) -> AsyncRegion:
         return self
 

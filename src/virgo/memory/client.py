@@ -20,6 +20,7 @@ from typing import Any
 from virgo.errors import NotRunning, UnknownCommand
 from virgo.memory import calls
 from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo
+from virgo.wire import near
 from virgo.wire.call import Runner, whole
 
 __all__ = ["MemoryClient", "Region", "RegionInfo"]
@@ -30,6 +31,9 @@ _TABLE_AGE_S_MIN = 0.05  # the slot table is not asked for more often
 
 class Region:
     """An allocation. As a context manager it is freed at the end of the block.
+
+    It may travel, as an argument of a clone for example: it arrives as its id, and reaches the cloud through
+    the node that is near there.
 
     Attributes:
         id: unique in the cloud, and never given again.
@@ -46,6 +50,15 @@ class Region:
 
     def __repr__(self) -> str:
         return f"<Region {self.id:#x}{'' if self._size is None else f' of {self._size} bytes'}>"
+
+    def __reduce__(self) -> tuple[Any, tuple[int, int | None]]:
+        return arrived, (self.id, self._size)
+
+    def __copy__(self) -> Region:
+        return Region(self._client, self.id, self._size)
+
+    def __deepcopy__(self, _memo: object) -> Region:
+        return self.__copy__()
 
     def __enter__(self) -> Region:
         return self
@@ -88,6 +101,23 @@ class Region:
     def free(self) -> None:
         """Give the memory back. Raises UnknownId if it was freed already."""
         self._client.free_region(self.id)
+
+
+def arrived(identifier: int, size: int | None) -> Region:
+    """A region that came from another process, bound to the connection of this one."""
+    return Region(_Near(), identifier, size)  # type: ignore[arg-type]
+
+
+class _Near:
+    """What a region needs of a `MemoryClient`, through the process's connection of the moment."""
+
+    _known: tuple[Runner, MemoryClient] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        runner = near.connection()
+        if _Near._known is None or _Near._known[0] is not runner:
+            _Near._known = runner, MemoryClient(runner)  # which may map the node's store: once is enough
+        return getattr(_Near._known[1], name)
 
 
 class MemoryClient(MutableMapping[Key, bytes]):
