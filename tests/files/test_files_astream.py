@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
+import re
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -152,6 +154,62 @@ def test_iteration_and_lines_over_many_buffers(tmp_path: Path) -> None:
     async def aiter_until_empty(read: Callable[[], Awaitable[bytes]]) -> Any:
         while piece := await read():
             yield piece
+
+    on_files(tmp_path, work)
+
+
+_LINE_ENDS = {None: r"\n", "": r"\r\n|\r|\n", "\n": r"\n", "\r": r"\r", "\r\n": r"\r\n"}
+
+
+@pytest.mark.parametrize("newline", _LINE_ENDS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "shift_jis", "iso2022_jp"])
+def test_every_place_in_a_text_can_be_returned_to(tmp_path: Path, encoding: str, newline: str | None) -> None:
+    """From what tell gave, seek leads to the same characters and lines, at the edge of a piece too."""
+    tail = "a\r\n\u3042\u3042\rb\nc\r"
+
+    async def work(files: AsyncFilesClient, _runner: AsyncioRunner) -> None:
+        for before in range(8):  # so that each character of the tail lies over the edge once
+            content = ("x" * 20_000).encode(encoding)[: io.DEFAULT_BUFFER_SIZE - before * 2]
+            whole = content.decode(encoding) + tail
+            await files.write_bytes("/n1/text", whole.encode(encoding))
+            wanted = re.sub("\r\n?", "\n", whole) if newline is None else whole
+            lines = re.compile(f".*?({_LINE_ENDS[newline]}|$)", re.DOTALL)
+            async with await files.open("/n1/text", encoding=encoding, newline=newline) as file:
+                start = len(whole) - len(tail) - 1
+                assert await file.read(start) == wanted[:start]
+                places = []
+                for index in range(start, len(wanted) + 1):
+                    places.append((index, await file.tell()))
+                    assert await file.read(1) == wanted[index : index + 1]
+                for index, place in reversed(places):
+                    for size in (1, 2, 100):
+                        assert await file.seek(place) == place
+                        assert await file.read(size) == wanted[index : index + size]
+                    await file.seek(place)
+                    position = index
+                    while line := await file.readline():
+                        assert line == lines.match(wanted, position)[0]  # type: ignore[index]
+                        position += len(line)
+                    assert position == len(wanted)
+
+    on_files(tmp_path, work)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_byte_order_mark_is_at_the_start_only(tmp_path: Path, encoding: str) -> None:
+    """Appending, and writing after a seek, adds no second mark; writing from the start writes it anew."""
+
+    async def work(files: AsyncFilesClient, _runner: AsyncioRunner) -> None:
+        for mode, text in (("w", "one"), ("a", "two"), ("a", "three")):
+            async with await files.open("/n1/text", mode, encoding=encoding) as file:
+                await file.write(text)
+        assert await files.read_bytes("/n1/text") == "onetwothree".encode(encoding)
+        async with await files.open("/n1/text", "r+", encoding=encoding) as file:
+            await file.seek(0, 2)
+            await file.write("four")
+            await file.seek(0)
+            await file.write("ONE")
+        assert await files.read_bytes("/n1/text") == "ONEtwothreefour".encode(encoding)
 
     on_files(tmp_path, work)
 
