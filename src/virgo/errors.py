@@ -146,7 +146,7 @@ class BadDescriptor(VirgoError, OSError):
 
     code = "BADFD"
     number = errno.EBADF
-    default_hint = "Descriptors come from VIRGO_OPEN and end with VIRGO_CLOSE."
+    default_hint = "Descriptors come from VIRGO_OPEN and end with VIRGO_CLOSE, or after a day without use."
 
 
 class FileMissing(VirgoError, FileNotFoundError):

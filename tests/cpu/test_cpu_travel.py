@@ -116,7 +116,7 @@ def test_a_region_of_asyncio_arrives_as_one_that_needs_no_loop(cloud3: RunningCl
 
 
 def test_a_copy_within_the_process_stays_with_its_connection(cloud: Cloud) -> None:
-    """Only what goes elsewhere is bound anew; nothing of this test's process leads to this cloud but `cloud`."""
+    """Only what goes elsewhere is bound anew."""
     with cloud.memory.malloc(16) as region:
         region.set(b"content")
         for other in (copy.copy(region), copy.deepcopy([region])[0]):

@@ -72,6 +72,7 @@ class Node:
         self.up = True
         self.free_bytes = 1 << 40
         self.files: Any = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.module = FilesModule(self)
         self.table = CommandTable(self.module.commands())
 
@@ -100,7 +101,15 @@ class Node:
         return b"OK" if reply is OK else reply
 
     def spawn(self, work: Any, *, name: str) -> None:
-        raise AssertionError
+        self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))
+
+    async def stop(self) -> None:
+        """End the module, its tasks first, as a node does."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.module.stop()
 
     async def send(self, *request: Any) -> Any:
         """Run a command as a connection of this node would; raises its errors."""
@@ -148,7 +157,7 @@ class Cloud:
 
     async def __aexit__(self, *_exc: object) -> None:
         for node in self.nodes:
-            await node.module.stop()
+            await node.stop()
 
 
 class BlockingRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,21 +10,22 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from virgo.errors import BadDescriptor, Busy, FileMissing
-from virgo.files import core, descriptors
+from virgo.files import core, journal
 from virgo.files.core import Spot
 from virgo.files.descriptors import DescriptorTable
 from virgo.files.local import LocalFiles
-from virgo.limits import DESCRIPTOR_SERIALS_RESERVED
+from virgo.limits import DESCRIPTOR_IDLE_FULL_S, DESCRIPTOR_IDLE_S, DESCRIPTOR_SERIALS_RESERVED
 from virgo.members import compose_id, node_of
 
 NUMBER = 7
 
 
-def make_files(directory: Path, **bounds: int) -> LocalFiles:
+def make_files(directory: Path, **bounds: Any) -> LocalFiles:
     root = directory / "root"
     root.mkdir(parents=True, exist_ok=True)
     files = LocalFiles({"": str(root)}, [])
@@ -205,7 +207,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 def test_the_journal_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening and closing without end keeps the journal short, and what is open is kept."""
-    monkeypatch.setattr(descriptors, "DESCRIPTOR_LINES_SPARE_MAX", 50)
+    monkeypatch.setattr(journal, "DESCRIPTOR_LINES_SPARE_MAX", 50)
     files = make_files(tmp_path)
     kept = open_file(files, "kept")
     for _ in range(300):
@@ -214,6 +216,102 @@ def test_the_journal_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     files.table.shut()
     files = make_files(tmp_path)
     assert set(files.table.entries()) == {kept}
+    files.table.shut()
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def check_expired(files: LocalFiles, descriptor: int, idle_s: float) -> None:
+    """Every use of it says that it has expired, and what to do."""
+    for use in (
+        lambda: files.read(descriptor, 1, 0),
+        lambda: files.read_cached(descriptor, 1, 0),
+        lambda: files.write(descriptor, b"x", 0),
+        lambda: files.close(descriptor),
+    ):
+        with pytest.raises(BadDescriptor, match=f"has expired: nobody used it for {idle_s:g} s") as caught:
+            use()
+        assert "Open the path again" in caught.value.hint
+
+
+def test_what_nobody_uses_for_a_day_expires(tmp_path: Path) -> None:
+    """Open in the kernel or not, it is closed for good and says so; what was used meanwhile goes on."""
+    clock = Clock()
+    files = make_files(tmp_path, live_max=2, clock=clock)
+    opened = [open_file(files, f"file{index}") for index in range(5)]
+    for descriptor in opened:
+        files.write(descriptor, b"content", 0)
+    clock.now += DESCRIPTOR_IDLE_S - 1
+    files.table.expire()
+    assert set(files.table.entries()) == set(opened)
+    for descriptor in (opened[0], opened[4]):  # one asleep, one live
+        files.read(descriptor, 1, 0)
+    clock.now += 2
+    files.table.expire()
+    assert set(files.table.entries()) == {opened[0], opened[4]}
+    assert (files.table.stats()["expired"], files.table.stats()["live"]) == (3, 2)
+    for descriptor in opened[1:4]:
+        check_expired(files, descriptor, DESCRIPTOR_IDLE_S)
+    assert files.read(opened[0], 9, 0) == b"content"
+    assert held(tmp_path / "root") == 2
+    assert (tmp_path / "root/file1").read_bytes() == b"content"
+    files.table.shut()
+    files = make_files(tmp_path, clock=clock)
+    assert set(files.table.entries()) == {opened[0], opened[4]}
+    clock.now += DESCRIPTOR_IDLE_S + 1
+    files.table.expire()
+    assert not files.table.entries()
+    assert held(tmp_path / "root") == 0
+    files.table.shut()
+
+
+def held(directory: Path) -> int:
+    """How many files below the directory this process has open in the kernel."""
+    places = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            places.append(link.readlink())
+    return sum(place.is_relative_to(directory) for place in places)
+
+
+def test_a_full_table_gives_the_place_of_the_least_recently_used(tmp_path: Path) -> None:
+    """Only of one that has been idle for ten minutes; before that, opening is Busy."""
+    clock = Clock()
+    files = make_files(tmp_path, descriptors_max=3, live_max=2, clock=clock)
+    first, second, third = (open_file(files, name) for name in ("first", "second", "third"))
+    clock.now += DESCRIPTOR_IDLE_FULL_S - 1
+    files.read(first, 1, 0)
+    with pytest.raises(Busy, match=r"used in the last 600 s"):
+        open_file(files, "fourth")
+    assert not (tmp_path / "root/fourth").exists()
+    clock.now += 2
+    fourth = open_file(files, "fourth")
+    fifth = open_file(files, "fifth")
+    assert set(files.table.entries()) == {first, fourth, fifth}
+    for descriptor in (second, third):
+        check_expired(files, descriptor, DESCRIPTOR_IDLE_FULL_S)
+    with pytest.raises(Busy):
+        open_file(files, "sixth")
+    files.table.shut()
+
+
+def test_what_is_being_used_does_not_expire(tmp_path: Path) -> None:
+    """However long a read takes, its descriptor is in use."""
+    clock = Clock()
+    files = make_files(tmp_path, clock=clock)
+    descriptor = open_file(files, "file")
+    with files.table.use(descriptor):
+        clock.now += 2 * DESCRIPTOR_IDLE_S
+        files.table.expire()
+    assert files.read(descriptor, 1, 0) == b""
     files.table.shut()
 
 

@@ -31,7 +31,7 @@ from virgo.errors import (
     TooLarge,
     VirgoError,
 )
-from virgo.files import roots
+from virgo.files import descriptors, roots, service
 from virgo.limits import FILE_IO_BYTES_MAX
 from virgo.members import node_of
 from virgo.wire.resp import OK
@@ -219,7 +219,7 @@ def test_an_export_that_went_away_is_named_and_may_come_back(
         (disk / "x").write_bytes(b"back")
         opened = await n1.send("VIRGO_OPEN", "/n1/data/x", "r")
         assert await n1.send("VIRGO_READ", opened, 9, 0) == b"back"
-        await n1.module.stop()
+        await n1.stop()
         await n1.module.start()
         disk.rename(tmp_path / "elsewhere")
         with pytest.raises(FileMissing, match="the directory of the export 'data'"):
@@ -228,6 +228,22 @@ def test_an_export_that_went_away_is_named_and_may_come_back(
         assert await n1.send("VIRGO_READ", opened, 9, 0) == b"back"
 
     on_cloud(tmp_path / "home", test, Config(files=FilesConfig(exports={"data": str(disk)})))
+
+
+def test_a_node_sweeps_idle_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the module is up it looks for them by itself; the one who comes back is told through any node."""
+    monkeypatch.setattr(service, "DESCRIPTOR_SWEEP_S", 0.01)
+    monkeypatch.setattr(descriptors, "DESCRIPTOR_IDLE_S", 0.0)
+
+    async def test(n1: Node, n2: Node, _n3: Node) -> None:
+        opened = await n1.send("VIRGO_OPEN", "/n1/file")
+        async with asyncio.timeout(30):
+            while json.loads(await n1.send("FILES.DESCRIPTORS")):
+                await asyncio.sleep(0.01)
+        with pytest.raises(BadDescriptor, match="has expired"):
+            await n2.send("VIRGO_READ", opened, 1, 0)
+
+    on_cloud(tmp_path, test)
 
 
 def test_exports_are_looked_at_before_a_start(tmp_path: Path) -> None:
@@ -451,7 +467,7 @@ def test_descriptors_outlive_the_module(tmp_path: Path) -> None:
     async def test(n1: Node, _n2: Node, n3: Node) -> None:
         opened = await n1.send("VIRGO_OPEN", "/n3/file", "w+")
         await n1.send("VIRGO_WRITE", opened, b"before", 0)
-        await n3.module.stop()
+        await n3.stop()
         await n3.module.start()
         assert await n1.send("VIRGO_WRITE", opened, b" after", 6) == 6
         assert await n3.send("VIRGO_READ", opened, 100, 0) == b"before after"
@@ -599,7 +615,7 @@ def test_a_full_disk_under_the_table(small_disk: Path) -> None:
         assert await n1.send("VIRGO_CLOSE", opened[0]) is OK
         (small_disk / "filler").unlink()
         opened.append(await n1.send("VIRGO_OPEN", "/n1/file", "r"))
-        await n1.module.stop()
+        await n1.stop()
         await n1.module.start()
         assert {item["descriptor"] for item in json.loads(await n1.send("FILES.DESCRIPTORS"))} == set(
             opened[1:]

@@ -6,6 +6,10 @@ stays valid until it is closed, also across `kill -9` and restart of the node. A
 kernel when it is used, and at most DESCRIPTORS_LIVE_MAX are held; the least recently used is let go and
 opened again on its next use, without truncation, and only if it is still the same file.
 
+Clients vanish without closing, so a descriptor that nobody has used for DESCRIPTOR_IDLE_S is closed, and in a
+full table the least recently used one after DESCRIPTOR_IDLE_FULL_S. A restart of the node counts as a use.
+Whoever comes back to it is told that it has expired.
+
 Promises: a serial is never given twice (they are set aside in blocks, with fsync); a kernel descriptor is
 never closed under a read or write in progress; a removed file that is still open is let go last, since it
 cannot be opened again. All methods may be called from any thread; those that touch the disk say so.
@@ -17,8 +21,10 @@ Does not promise: that descriptors opened in the last seconds before a power los
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,58 +33,33 @@ from typing import Any
 import msgspec
 
 from virgo.errors import BadDescriptor, Busy
+from virgo.files.journal import Entry, Journal, Line
 from virgo.limits import (
-    DESCRIPTOR_LINES_SPARE_MAX,
+    DESCRIPTOR_IDLE_FULL_S,
+    DESCRIPTOR_IDLE_S,
     DESCRIPTOR_SERIALS_RESERVED,
+    DESCRIPTORS_EXPIRED_MAX,
     DESCRIPTORS_LIVE_MAX,
     DESCRIPTORS_MAX,
 )
 from virgo.members import SERIAL_BITS, compose_id
 
-
-class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """An open file: where it is, how it is opened, and which file it was.
-
-    `name` is the path as bytes in Latin-1, since JSON holds no bytes that are not UTF-8.
-    """
-
-    root: str
-    name: str
-    flags: int
-    identity: str
-
-    @property
-    def path(self) -> str:
-        """The path below the root."""
-        return os.fsdecode(self.name.encode("latin-1"))
-
-
-def entry(root: str, path: str, flags: int, identity: str) -> Entry:
-    """The entry of a file that was just opened; what must happen only once is taken off the flags."""
-    kept = flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC)
-    return Entry(root, os.fsencode(path).decode("latin-1"), kept, identity)
+log = logging.getLogger("virgo.files")
 
 
 class Live:
     """A file that is open in the kernel. Held by `DescriptorTable.use` while it is worked with."""
 
-    __slots__ = ("cached", "descriptor", "doomed", "entry", "named", "pins")
+    __slots__ = ("cached", "descriptor", "doomed", "entry", "named", "pins", "used")
 
-    def __init__(self, opened: Entry, descriptor: int) -> None:
+    def __init__(self, opened: Entry, descriptor: int, used: float) -> None:
         self.entry = opened
         self.descriptor = descriptor
         self.named = False  # whether the directories that lead to it are known to be on the disk
         self.cached = True  # whether the file system can say what is cached (RWF_NOWAIT)
         self.pins = 0
         self.doomed = False
-
-
-class _Line(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """One line of the journal: a serial opened with `entry`, or closed without; or serials set aside."""
-
-    serial: int = 0
-    entry: Entry | None = None
-    reserved: int = 0
+        self.used = used  # when it was used last
 
 
 class DescriptorTable:
@@ -88,6 +69,7 @@ class DescriptorTable:
         path: the journal.
         number: the node's number, the top bits of its descriptors.
         reopen: opens an entry's file in the kernel again; raises if it is not there or another.
+        clock: seconds that only rise, to tell how long a descriptor has been idle.
     """
 
     def __init__(
@@ -98,18 +80,24 @@ class DescriptorTable:
         reopen: Callable[[Entry], int],
         live_max: int = DESCRIPTORS_LIVE_MAX,
         descriptors_max: int = DESCRIPTORS_MAX,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._number = number
         self._reopen_file = reopen
         self._live_max = live_max
         self._descriptors_max = descriptors_max
-        self._state = threading.Lock()  # the two dictionaries and pins; held for an instant
+        self._clock = clock
+        self._state = threading.Lock()  # the dictionaries and pins; held for an instant
         self._change = threading.Lock()  # one change at a time: memory, then journal
-        self._live: OrderedDict[int, Live] = OrderedDict()
-        self._journal = _Journal(path)
+        self._live: OrderedDict[int, Live] = OrderedDict()  # by last use
+        self._journal = Journal(path)
         self._entries, self._reserved = self._journal.load()
+        # Those that are not open in the kernel, in the order in which they were let go: when each was used.
+        self._asleep: dict[int, float] = dict.fromkeys(self._entries, clock())
+        self._expired: dict[int, float] = {}  # the last ones, with the idle time that was too long
         self._serial = self._reserved
         self.evictions = 0
+        self.expired = 0
         self.reopened = 0
 
     def __repr__(self) -> str:
@@ -121,6 +109,7 @@ class DescriptorTable:
             "open": len(self._entries),
             "live": len(self._live),
             "evictions": self.evictions,
+            "expired": self.expired,
             "reopened": self.reopened,
             "journal_lines": self._journal.lines,
             "damaged_lines": self._journal.damaged,
@@ -134,23 +123,26 @@ class DescriptorTable:
     # --- changes, on the disk -----------------------------------------------------------------
 
     def check_room(self) -> None:
-        """Raise Busy if no more files can be opened."""
+        """Make room for one more descriptor if need be. Raises Busy if all are in use."""
         if len(self._entries) >= self._descriptors_max:
-            raise Busy(
-                f"this node has {self._descriptors_max} files open",
-                hint="End them with VIRGO_CLOSE; FILES.DESCRIPTORS lists them.",
-            )
+            with self._change:
+                self._make_room()
+
+    def expire(self) -> None:
+        """Close what nobody has used for too long."""
+        with self._change:
+            self._expire(DESCRIPTOR_IDLE_S, self._descriptors_max)
 
     def add(self, opened: Entry, descriptor: int) -> int:
         """Take over a kernel descriptor and return the new number; on failure it is closed."""
         try:
             with self._change:
-                self.check_room()
+                self._make_room()
                 serial = self._next_serial()
                 with self._state:
                     self._entries[serial] = opened
                 try:
-                    self._write(_Line(serial=serial, entry=opened))
+                    self._write(Line(serial=serial, entry=opened))
                 except OSError:
                     with self._state:
                         del self._entries[serial]
@@ -159,7 +151,7 @@ class DescriptorTable:
             os.close(descriptor)
             raise
         with self._state:
-            self._live[serial] = Live(opened, descriptor)
+            self._live[serial] = Live(opened, descriptor, self._clock())
         self._let_go()
         return compose_id(self._number, serial)
 
@@ -169,10 +161,11 @@ class DescriptorTable:
         with self._change:
             with self._state:
                 if self._entries.pop(serial, None) is None:
-                    raise _unknown(identifier)
+                    raise self._unknown(identifier)
+                self._asleep.pop(serial, None)
                 live = self._live.pop(serial, None)
             # On a full disk this line waits for the next change: the descriptor is closed all the same.
-            self._journal.postpone(_Line(serial=serial))
+            self._journal.postpone(Line(serial=serial))
             with contextlib.suppress(OSError):
                 self._write()
         if live is not None:
@@ -195,7 +188,7 @@ class DescriptorTable:
                         self._live[serial].named = False
             if moved:
                 for serial, kept in moved.items():
-                    self._journal.postpone(_Line(serial=serial, entry=kept))
+                    self._journal.postpone(Line(serial=serial, entry=kept))
                 with contextlib.suppress(OSError):  # a full disk: the lines wait for the next change
                     self._write()
 
@@ -217,9 +210,10 @@ class DescriptorTable:
             live = self._live.get(serial)
             if live is None:
                 if serial not in self._entries:
-                    raise _unknown(identifier)
+                    raise self._unknown(identifier)
                 return None
             self._live.move_to_end(serial)
+            live.used = self._clock()
             live.pins += 1
             return live
 
@@ -255,12 +249,13 @@ class DescriptorTable:
         with self._state:
             kept = self._entries.get(serial)
         if kept is None:
-            raise _unknown(identifier)
+            raise self._unknown(identifier)
         descriptor = self._reopen_file(kept)
         with self._state:
             live = self._live.get(serial)
             if live is None and serial in self._entries:
-                live = self._live[serial] = Live(self._entries[serial], descriptor)
+                live = self._live[serial] = Live(self._entries[serial], descriptor, self._clock())
+                self._asleep.pop(serial, None)
                 self.reopened += 1
                 descriptor = -1
             if live is not None:
@@ -268,7 +263,7 @@ class DescriptorTable:
         if descriptor >= 0:  # another thread was faster, or it was closed meanwhile
             os.close(descriptor)
         if live is None:
-            raise _unknown(identifier)
+            raise self._unknown(identifier)
         self._let_go()
         return live
 
@@ -282,6 +277,7 @@ class DescriptorTable:
                         break
                     if live.pins == 0 and (removed_too or os.fstat(live.descriptor).st_nlink > 0):
                         del self._live[serial]
+                        self._asleep[serial] = live.used
                         doomed.append(live)
             self.evictions += len(doomed)
         for live in doomed:
@@ -294,135 +290,83 @@ class DescriptorTable:
         if idle:
             os.close(live.descriptor)
 
+    # --- expiry -------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        if len(self._entries) < self._descriptors_max:
+            return
+        self._expire(DESCRIPTOR_IDLE_FULL_S, 1)
+        if len(self._entries) >= self._descriptors_max:
+            raise Busy(
+                f"this node has {self._descriptors_max} files open, all of them used in the last"
+                f" {DESCRIPTOR_IDLE_FULL_S:g} s",
+                hint="End them with VIRGO_CLOSE; FILES.DESCRIPTORS lists them.",
+            )
+
+    def _expire(self, idle_s: float, count_max: int) -> None:
+        """Close at most so many that have been idle for longer; within a change."""
+        serials: list[int] = []
+        doomed: list[Live] = []
+        oldest_s = self._clock() - idle_s
+        with self._state:
+            while len(serials) < count_max and (serial := self._longest_idle(oldest_s)) is not None:
+                serials.append(serial)
+                del self._entries[serial]
+                self._asleep.pop(serial, None)
+                live = self._live.pop(serial, None)
+                doomed += [live] if live is not None else []
+                self._expired[serial] = idle_s
+                if len(self._expired) > DESCRIPTORS_EXPIRED_MAX:
+                    del self._expired[next(iter(self._expired))]
+        for serial in serials:
+            self._journal.postpone(Line(serial=serial))
+        if serials:
+            self.expired += len(serials)
+            with contextlib.suppress(OSError):  # a full disk: the lines wait for the next change
+                self._write()
+        for live in doomed:
+            try:
+                self._doom(live)
+            except OSError as error:  # its client is not there to be told
+                log.warning("the expired descriptor of %r: a write was lost: %s", live.entry.path, error)
+
+    def _longest_idle(self, before: float) -> int | None:
+        """The descriptor that was used last the longest ago, if that was before then; in use is none."""
+        asleep = next(iter(self._asleep.items()), (0, before))
+        awake = next(
+            ((serial, live.used) for serial, live in self._live.items() if not live.pins), (0, before)
+        )
+        serial, used = min(asleep, awake, key=lambda item: item[1])
+        return serial if used < before else None
+
+    def _unknown(self, identifier: int) -> BadDescriptor:
+        mine = identifier >> SERIAL_BITS == self._number
+        idle_s = self._expired.get(identifier & (1 << SERIAL_BITS) - 1) if mine else None
+        if idle_s is None:
+            return BadDescriptor(f"no file is open as {identifier}")
+        return BadDescriptor(
+            f"the descriptor {identifier} has expired: nobody used it for {idle_s:g} s",
+            hint="Open the path again; what was written through it is in the file.",
+        )
+
     # --- journal ------------------------------------------------------------------------------
 
     def _serial_of(self, identifier: int) -> int:
         if identifier >> SERIAL_BITS != self._number:
-            raise _unknown(identifier)
+            raise self._unknown(identifier)
         return identifier & (1 << SERIAL_BITS) - 1
 
     def _next_serial(self) -> int:
         if self._serial >= self._reserved:
             reserved = self._serial + DESCRIPTOR_SERIALS_RESERVED
-            self._write(_Line(reserved=reserved), sync=True)
+            self._write(Line(reserved=reserved), sync=True)
             self._reserved = reserved
         self._serial += 1
         return self._serial
 
-    def _write(self, *lines: _Line, sync: bool = False) -> None:
+    def _write(self, *lines: Line, sync: bool = False) -> None:
         self._journal.append(lines, sync=sync)
         if self._journal.lines > 2 * len(self._entries) + self._journal.spare_lines:
             with self._state:
                 entries = dict(self._entries)
             self._journal.shorten(entries, self._reserved)
-
-
-def _unknown(identifier: int) -> BadDescriptor:
-    return BadDescriptor(f"no file is open as {identifier}")
-
-
-class _Journal:
-    """Lines on disk: appended in one write each, rewritten when most of them are stale."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = -1
-        self._size_bytes = 0
-        self._waiting: list[_Line] = []
-        self.lines = 0
-        self.spare_lines = DESCRIPTOR_LINES_SPARE_MAX
-        self.damaged = 0
-
-    def load(self) -> tuple[dict[int, Entry], int]:
-        """The open entries and the highest serial set aside."""
-        entries: dict[int, Entry] = {}
-        reserved = 0
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        decoder = msgspec.json.Decoder(_Line)
-        data = self._path.read_bytes() if self._path.exists() else b""
-        *texts, torn = data.split(b"\n")
-        for text in texts:
-            try:
-                line = decoder.decode(text)
-            except msgspec.DecodeError:  # blocks that a power loss left empty
-                self.damaged += 1
-                continue
-            reserved = max(reserved, line.reserved, line.serial)
-            if line.entry is not None:
-                entries[line.serial] = line.entry
-            else:
-                entries.pop(line.serial, None)
-        self.damaged += bool(torn)
-        if self.damaged or not data or len(texts) > 2 * len(entries) + self.spare_lines:
-            self.rewrite(entries, reserved)
-        else:
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-            self._size_bytes, self.lines = len(data), len(texts)
-        return entries, reserved
-
-    def postpone(self, line: _Line) -> None:
-        """Write it together with the next append."""
-        self._waiting.append(line)
-
-    def append(self, lines: tuple[_Line, ...], *, sync: bool) -> None:
-        """Append all or nothing. Raises OSError (the disk is full, ...)."""
-        encode = msgspec.json.encode
-        data = b"".join([encode(line) + b"\n" for line in (*self._waiting, *lines)])
-        try:
-            _write_all(self._file, data, self._size_bytes)
-            if sync:
-                os.fdatasync(self._file)
-        except OSError:
-            os.ftruncate(self._file, self._size_bytes)
-            raise
-        self._size_bytes += len(data)
-        self.lines += len(self._waiting) + len(lines)
-        self._waiting.clear()
-
-    def rewrite(self, entries: dict[int, Entry], reserved: int) -> None:
-        """Replace it by one that holds only what is open."""
-        encode = msgspec.json.encode
-        lines = [_Line(reserved=reserved)] + [
-            _Line(serial=serial, entry=kept) for serial, kept in entries.items()
-        ]
-        data = b"".join([encode(line) + b"\n" for line in lines])
-        fresh = self._path.with_suffix(".new")
-        file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            _write_all(file, data, 0)
-            os.fsync(file)
-            fresh.replace(self._path)
-            _sync_directory(self._path.parent)
-        except OSError:
-            os.close(file)
-            raise
-        self.close()
-        self._file, self._size_bytes, self.lines = file, len(data), len(lines)
-
-    def shorten(self, entries: dict[int, Entry], reserved: int) -> None:
-        """Rewrite if the disk lets us; if not, go on with the long one for a while."""
-        try:
-            self.rewrite(entries, reserved)
-            self.spare_lines = DESCRIPTOR_LINES_SPARE_MAX
-        except OSError:
-            self.spare_lines = 2 * self.lines
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-
-def _write_all(file: int, data: bytes, position: int) -> None:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(file, data[written:], position + written)
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

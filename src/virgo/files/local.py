@@ -19,8 +19,9 @@ from typing import Any
 from virgo.errors import BadDescriptor, FileMissing, FileRefused, TooLarge
 from virgo.files import beneath, core
 from virgo.files.core import Mode, Spot
-from virgo.files.descriptors import DescriptorTable, Entry, entry
+from virgo.files.descriptors import DescriptorTable
 from virgo.files.faults import translating
+from virgo.files.journal import Entry, entry
 from virgo.limits import FILE_CACHED_READ_BYTES_MAX, LISTING_ENTRIES_MAX
 from virgo.wire.resp import INTEGER_MAX
 

@@ -29,7 +29,7 @@ from virgo.files.descriptors import DescriptorTable
 from virgo.files.local import LocalFiles
 from virgo.files.operations import Operations
 from virgo.files.placement import Directory, Pool
-from virgo.limits import FILE_IO_BYTES_MAX, FILE_THREADS_MAX, NODES_MAX, PATH_BYTES_MAX
+from virgo.limits import DESCRIPTOR_SWEEP_S, FILE_IO_BYTES_MAX, FILE_THREADS_MAX, NODES_MAX, PATH_BYTES_MAX
 from virgo.members import Load, node_of
 from virgo.module import NodeServices
 from virgo.wire import args
@@ -84,6 +84,13 @@ class FilesModule:
             run=self._run,
         )
         self._local = local
+        self._node.spawn(self._expire(local.table), name="expire descriptors")
+
+    async def _expire(self, table: DescriptorTable) -> None:
+        """Close now and then what vanished clients have left open."""
+        while True:
+            await asyncio.sleep(DESCRIPTOR_SWEEP_S)
+            await self._run(table.expire)
 
     async def stop(self) -> None:
         """Let go of the kernel's descriptors; the table stays for the next start."""
