@@ -15,7 +15,7 @@ from virgo.errors import BadArgument
 from virgo.limits import ASYNC_CALLS_MAX
 from virgo.wire.call import Call
 
-_WAIT_S = 30
+_WAIT_S = 60
 
 
 class Hand:

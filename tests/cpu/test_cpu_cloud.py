@@ -60,7 +60,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def until(condition: Callable[[], Any], limit_s: float = 10.0) -> None:
+def until(condition: Callable[[], Any], limit_s: float = 20.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"

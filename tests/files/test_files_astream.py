@@ -21,7 +21,7 @@ from virgo.errors import BadDescriptor, FileMissing, VirgoError
 from virgo.files.aclient import AsyncFilesClient
 from virgo.limits import FILE_BUFFER_BYTES, FILE_CHUNK_BYTES, FILE_CHUNKS_AHEAD
 
-_WAIT_S = 30
+_WAIT_S = 60
 
 
 class Gate:
