@@ -176,8 +176,8 @@ FILE_IO_BYTES_MAX: Final = 64 * MiB
 DESCRIPTORS_MAX: Final = 100_000
 # Of these, how many are open in the kernel at once; the rest are reopened on use.
 DESCRIPTORS_LIVE_MAX: Final = 512
-# A descriptor that nobody has used for a day belongs to a client that has vanished: few programs are idle for longer
-# and still expect their files open, and those are told.
+# A descriptor that nobody has used for a day belongs to a client that has vanished: few programs are idle for
+# longer and still expect their files open, and those are told.
 DESCRIPTOR_IDLE_S: Final = 24 * 3600.0
 # When all are taken, the least recently used makes room: any program that works uses its files this often.
 DESCRIPTOR_IDLE_FULL_S: Final = 600.0
