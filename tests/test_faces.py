@@ -10,6 +10,8 @@ import asyncio
 import dataclasses
 import inspect
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -279,3 +281,12 @@ def test_a_name_on_one_side_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch, pytest.raises(AssertionError):
             patch.setattr(AsyncCpuClient, "unpublish", plain)
             check(cpu_pair())
+
+
+def test_the_blocking_face_does_without_asyncio() -> None:
+    """`import virgo` and the blocking clients leave asyncio alone, which costs as much as all the rest."""
+    program = (
+        "import sys, virgo, virgo.cloud, virgo.wire.client, virgo.memory.client, virgo.files.client\n"
+        "assert 'asyncio' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import socket
 import struct
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from virgo.context import NOBODY, Identity
+
+if TYPE_CHECKING:
+    import asyncio
 
 _CREDENTIALS = struct.Struct("3i")
 
