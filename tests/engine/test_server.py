@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.engines import connected, wait_for
+from engine.engines import connected
 from virgo.engine import binary
 from virgo.engine.binary import find_binary
 from virgo.engine.nats import connect
