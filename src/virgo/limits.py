@@ -227,6 +227,14 @@ ENGINE_PENDING_BYTES_MAX: Final = 128 * MiB
 SIGNAL_REQUESTS_MAX: Final = 256
 # From its start until the embedded engine serves: it reads its whole store first.
 ENGINE_START_S: Final = 60.0
+# How often the embedded engine is looked at, whether it can write ...
+ENGINE_CHECK_S: Final = 5.0
+# ... and how many looks in a row must fail before it is started anew: one may fall into a hard time of the
+# machine's; each waits ENGINE_REQUEST_S before it fails.
+ENGINE_CHECKS_FAILED_MAX: Final = 2
+# What the disk must take before an engine that cannot write is started anew: one message of the largest size.
+# On a full disk that would change nothing, and meanwhile it still answers reads.
+ENGINE_ROOM_BYTES: Final = 1 * MiB
 # Share of the free disk that the embedded engine may fill.
 ENGINE_DISK_SHARE: Final = 0.75
 # One answer of the engine's monitoring port.

@@ -30,7 +30,7 @@ from virgo.engine.binary import Binary, find_binary
 from virgo.engine.monitor import fetch_json
 from virgo.engine.ports import choose_port, is_free
 from virgo.engine.serverconf import Cluster, ServerTls, render
-from virgo.errors import EngineUnavailable, NotRunning, PortTaken
+from virgo.errors import EngineUnavailable, NotRunning, PortTaken, VirgoError
 from virgo.home import read_record, write_record
 from virgo.kernel.ports import is_own, port_taken
 from virgo.kernel.process import ProcessMark, terminate
@@ -152,14 +152,22 @@ class EmbeddedServer:
             PortTaken: another process holds a port that must be this one.
             UnsafeEngine: the program is too old, or not the pinned one.
             NotRunning: it ended at once; the message has its last words.
-            EngineUnavailable: it runs but does not serve in time.
+            EngineUnavailable: it runs but does not serve in time, or its files cannot be written.
         """
-        await asyncio.to_thread(self.prepare)
-        if self._mark is not None and self._fingerprint() != self._recorded().get("fingerprint"):
-            await self.stop()  # it runs with other settings than now wanted
-            await asyncio.to_thread(self._check_ports)
-        if self._mark is None:
-            self._spawn()
+        try:
+            await asyncio.to_thread(self.prepare)
+            if self._mark is not None and self._fingerprint() != self._recorded().get("fingerprint"):
+                await self.stop()  # it runs with other settings than now wanted
+                await asyncio.to_thread(self._check_ports)
+            if self._mark is None:
+                self._spawn()
+        except VirgoError:
+            raise
+        except OSError as error:
+            raise EngineUnavailable(
+                f"the engine under {self.directory} cannot be started: {error.strerror}: {error.filename}",
+                hint="Make room on the disk, or mend what the message names.",
+            ) from error
         await self.wait_ready(whole=ready)
 
     async def wait_ready(self, *, whole: bool = True) -> None:
@@ -203,10 +211,17 @@ class EmbeddedServer:
         self._reap()
 
     async def stop(self) -> None:
-        """End the server: SIGTERM, then SIGKILL. What it acknowledged is on disk either way."""
-        mark, self._mark = self._mark, None
+        """End the server: SIGTERM, then SIGKILL. What it acknowledged is on disk either way.
+
+        Raises:
+            DeadlineExceeded: it hangs in the kernel, and is still ours to end.
+        """
+        mark = self._mark
         if mark is not None:
             await asyncio.to_thread(terminate, mark, NODE_STOP_S)
+        if self._mark is not mark:
+            return  # whoever waited for its end has started the next one already
+        self._mark = None
         self._reap()
         self.record.unlink(missing_ok=True)
 
@@ -355,7 +370,12 @@ class EmbeddedServer:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file that only its owner can read, whole or not at all; not if it is so already.
+
+    An engine must be able to start again on a disk that is full.
+    """
+    if path.exists() and path.stat().st_mode & 0o077 == 0 and path.read_text(encoding="utf-8") == text:
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)

@@ -11,9 +11,11 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import os
 import random
 import secrets
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +26,19 @@ import psutil
 
 from virgo.config import Config, reference_addresses
 from virgo.engine.base import Engine
+from virgo.engine.monitor import fetch_json
 from virgo.engine.nats import connect
 from virgo.engine.ports import choose_port
 from virgo.engine.server import EmbeddedServer, ServerOptions
 from virgo.engine.serverconf import Cluster, ServerTls
 from virgo.errors import BadArgument, BadConfig, NotRunning, UnsafeEngine, VirgoError
 from virgo.home import read_record, record_path, write_record
-from virgo.limits import RESTART_BACKOFF_S_MAX
+from virgo.limits import (
+    ENGINE_CHECK_S,
+    ENGINE_CHECKS_FAILED_MAX,
+    ENGINE_ROOM_BYTES,
+    RESTART_BACKOFF_S_MAX,
+)
 from virgo.members import PORTS
 from virgo.node.transport import advertised, client_tls, exposed
 from virgo.wire import address
@@ -44,9 +52,6 @@ log = logging.getLogger("virgo.up")
 ENGINE_PORT: Final = 14_222
 ROUTE_PORT: Final = 16_222
 _BACKOFF_S_MIN = 0.2
-# An engine that cannot write for this many looks in a row is started anew.
-_HEALTH_S = 5.0
-_ILL_MAX = 2
 _JOIN_S = 20.0
 
 
@@ -126,6 +131,7 @@ class LocalEngine:
         self._joins = config.node.join or reference_joins(config.home, own_addresses())
         self._on_change = on_change
         self._restarts = 0
+        self._starting: set[EmbeddedServer] = set()
 
     def __repr__(self) -> str:
         return f"<LocalEngine {self.access.url if self.access else 'unstarted'} {len(self.servers)} servers>"
@@ -178,32 +184,45 @@ class LocalEngine:
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, RESTART_BACKOFF_S_MAX)
             self._restarts += 1
+            self._starting.add(server)
             try:
                 await server.start(ready=False)
             except VirgoError as error:
                 log.warning("the engine %s did not start: %s", server.options.name, error)
+            finally:
+                self._starting.discard(server)
             self._on_change()
 
     async def _heal(self, server: EmbeddedServer) -> None:
-        """End a server that runs but cannot serve, after a full disk for example, so that it is started anew.
+        """End a server that runs but cannot serve, so that it is started anew; runs until cancelled.
 
-        A stream that could not write stays closed until then. A server that has lost its cluster is left
-        alone: it heals by itself, and its neighbours need it.
+        It may be stopped; or its disk was full, and a stream that could not write stays closed until a new
+        start, which makes sense only when the disk takes writes again. A server that has lost its cluster
+        is left alone: it heals by itself, and its neighbours need it.
         """
         ill = 0
         while True:
-            await asyncio.sleep(_HEALTH_S)
-            ill = ill + 1 if server.pid and not await self._healthy(server) else 0
-            if ill >= _ILL_MAX:
-                log.warning("the engine %s cannot serve; it is started anew", server.options.name)
-                ill = 0
+            await asyncio.sleep(ENGINE_CHECK_S)
+            runs = server.pid and server not in self._starting  # one that starts may read a large store first
+            ill = ill + 1 if runs and not await self._healthy(server) else 0
+            if ill < ENGINE_CHECKS_FAILED_MAX:
+                continue
+            name = server.options.name
+            try:
+                await asyncio.to_thread(_try_disk, server.directory)
+                log.warning("the engine %s cannot serve; it is started anew", name)
                 await server.stop()
+            except (VirgoError, OSError) as error:
+                log.warning("the engine %s cannot serve, and to start it anew does not help: %s", name, error)
+            else:
+                ill = 0
 
     async def _healthy(self, server: EmbeddedServer) -> bool:
-        """Whether the server can write: by a register of its own on one server, else by what it says."""
-        if len(self.servers) > 1 or self.config.engine.cluster or self.access is None:
-            return True
+        """Whether the server can write a register; of a cluster's server only whether it answers at all."""
         try:
+            if len(self.servers) > 1 or self.config.engine.cluster or self.access is None:
+                await fetch_json(f"{server.monitor}/healthz?js-enabled-only=true")
+                return True
             if self._probe is None:
                 self._probe = await connect_engine(self.config, name="virgo-health")
             found = await self._probe.registers.get("health")
@@ -363,6 +382,14 @@ class LocalEngine:
                 hint=f"Start it with --engines {kept['count']}; their number cannot change.",
             )
         return kept
+
+
+def _try_disk(directory: Path) -> None:
+    """Write and sync what an engine may write next, and take it away. Raises OSError."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(ENGINE_ROOM_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _derived(secret: bytes, purpose: str) -> str:

@@ -139,7 +139,7 @@ class Supervisor:
         self.options = options
         self.progress = progress
         self.stopping = asyncio.Event()
-        self.engine = LocalEngine(config, options.engines, on_change=lambda: self._record("serving"))
+        self.engine = LocalEngine(config, options.engines, on_change=lambda: self._note("serving"))
         self.children = [
             Child(config.home, name, index, options.environment)
             for index, name in enumerate(options.nodes, 1)
@@ -181,7 +181,7 @@ class Supervisor:
             serving()
             await self.stopping.wait()
         finally:
-            self._record("stopping")
+            self._note("stopping")
             notify("STOPPING=1")
             for watcher in watchers:
                 watcher.cancel()
@@ -229,6 +229,13 @@ class Supervisor:
             "engine": self.engine.describe(),
         }
         write_record(record_path(self.config.home, RECORD), value)
+
+    def _note(self, state: str) -> None:
+        """Record the state if the disk takes it: it may be full, and that must keep nothing from going on."""
+        try:
+            self._record(state)
+        except OSError as error:
+            log.warning("that the cloud is %s could not be recorded: %s", state, error)
 
     async def _follow_owner(self) -> None:
         """End when the owner has ended."""
