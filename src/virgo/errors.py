@@ -294,6 +294,20 @@ class Conflict(VirgoError):
     default_hint = "Somebody else was faster: read what is there now, then decide anew."
 
 
+class CrossNode(VirgoError):
+    """Keys that are to be changed as one lie on several nodes; nothing was done."""
+
+    code = "CROSSNODE"
+    default_hint = "Keys with the same part in braces lie together: {user:7}:name and {user:7}:age."
+
+
+class TransactionAborted(VirgoError):
+    """Nothing of the transaction was done, since one of its commands was refused."""
+
+    code = "EXECABORT"
+    default_hint = "The answer to the command that was refused says why."
+
+
 class EngineUnavailable(VirgoError, ConnectionError):
     """The engine does not answer; the outcome of a write in flight is unknown."""
 

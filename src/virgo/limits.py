@@ -100,6 +100,8 @@ MEMORY_CHUNK_BYTES: Final = 4 * MiB
 MEMORY_REGION_BYTES_MAX: Final = 1 * GiB
 # LMDB's compiled-in bound on a key.
 MEMORY_KEY_BYTES_MAX: Final = 500
+# The longest value of a key; with it a request still has room for the key and options.
+MEMORY_VALUE_BYTES_MAX: Final = 1 * GiB
 # Slots that keys hash to; a slot is the unit of placement. 2 bytes each in one register.
 MEMORY_SLOTS: Final = 4096
 # Slots that a node takes beyond those wanted, so that loading many keys costs tens, not thousands, of
@@ -128,6 +130,11 @@ MEMORY_EXPIRE_KEYS_MAX: Final = 1_000
 MEMORY_EXPIRE_S: Final = 1.0
 # Ids are reserved on disk in blocks, so that none is given twice even if the pool itself is lost.
 MEMORY_SERIALS_BLOCK: Final = 1_000_000
+# Attempts to move a key to another node while others set it anew.
+MEMORY_RENAME_ATTEMPTS_MAX: Final = 100
+# Between MULTI and EXEC: a transaction holds up all others while it runs, and is kept in memory until then.
+MEMORY_QUEUED_COMMANDS_MAX: Final = 100_000
+MEMORY_QUEUED_BYTES_MAX: Final = 1 * GiB
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.
 MEMORY_SCAN_KEYS_MAX: Final = 100_000
 

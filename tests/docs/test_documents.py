@@ -16,6 +16,7 @@ from docs.blocks import Block, Surroundings, fits, parse, run, shift
 from virgo import config as configuration
 from virgo import errors
 from virgo.members import PORTS
+from virgo.memory.verbs import VERBS
 
 _ROOT = Path(__file__).parents[2]
 _DOCUMENTS = [_ROOT / "README.md", _ROOT / "ARCHITECTURE.md", *sorted((_ROOT / "docs").glob("*.md"))]
@@ -82,7 +83,7 @@ def test_every_command_that_wire_md_names_is_served(cloud3: RunningCloud) -> Non
     tables = "\n".join(line for line in _text("docs/wire.md").splitlines() if line.startswith("| `"))
     roles = dict(re.findall(r"^\| `(VIRGO_[A-Z]+)[^|]*` \| (\w+)", tables, re.MULTILINE))
     named = {*roles, *re.findall(r"\bFILES\.[A-Z]+\b", tables)}
-    keys = re.search(r"^\| `(GET [A-Z ]+)` \| keys", tables, re.MULTILINE)
+    keys = re.search(r"^`(GET SET [A-Z\s]+)`$", _text("docs/wire.md"), re.MULTILINE)
     assert keys is not None
     assert len(roles) == 9
     with cloud3.connect() as cloud:
@@ -90,8 +91,9 @@ def test_every_command_that_wire_md_names_is_served(cloud3: RunningCloud) -> Non
         found = {
             entry[0].decode().upper(): entry[6][0].decode()[1:] for entry in cloud.client.execute("COMMAND")
         }
-    aliases = {"UNLINK"}
+    aliases = {"UNLINK", "FLUSHALL"}
     assert named | set(keys[1].split()) - aliases <= served
+    assert {verb.name for verb in VERBS} <= set(keys[1].split())
     assert {name: found[name] for name in roles} == roles
 
 

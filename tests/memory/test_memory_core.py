@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from fnmatch import fnmatchcase
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -20,8 +21,9 @@ from virgo.limits import (
     GiB,
     MiB,
 )
-from virgo.memory import core
+from virgo.memory import core, keyspace
 from virgo.memory.core import Region
+from virgo.memory.keyspace import Entry
 
 CHUNK = MEMORY_CHUNK_BYTES
 
@@ -115,17 +117,17 @@ def test_slots_are_taken_ahead_and_never_moved() -> None:
     """One change assigns what is wanted and some more; what was assigned stays."""
     table = [0] * MEMORY_SLOTS
     table[7] = 9
-    found = core.assign_slots(table, {7, 8}, local=1, rooms={1: GiB, 2: GiB}, draw=random.randrange)
+    found = keyspace.assign_slots(table, {7, 8}, local=1, rooms={1: GiB, 2: GiB}, draw=random.randrange)
     assert (found[7], found[8]) == (9, 1)
     assert found.count(1) == 1 + MEMORY_SLOTS_AHEAD
     assert found.count(0) == MEMORY_SLOTS - MEMORY_SLOTS_AHEAD - 2
-    again = core.assign_slots(found, {7, 8}, local=2, rooms={2: GiB}, draw=random.randrange)
+    again = keyspace.assign_slots(found, {7, 8}, local=2, rooms={2: GiB}, draw=random.randrange)
     assert again == found
 
 
 def test_a_full_node_gives_slots_to_others_and_takes_none_ahead() -> None:
     """Without room here only the wanted slots are assigned, elsewhere."""
-    found = core.assign_slots(
+    found = keyspace.assign_slots(
         [0] * MEMORY_SLOTS, {1, 2}, local=1, rooms={1: 0, 2: GiB}, draw=random.randrange
     )
     assert {number for number in found if number} == {2}
@@ -135,13 +137,34 @@ def test_a_full_node_gives_slots_to_others_and_takes_none_ahead() -> None:
 def test_the_table_survives_its_register() -> None:
     """Encoding and decoding the table changes nothing, up to the largest number of a node."""
     table = [random.randrange(NODES_MAX + 1) for _ in range(MEMORY_SLOTS)]
-    assert core.decode_table(core.encode_table(table)) == table
+    assert keyspace.decode_table(keyspace.encode_table(table)) == table
 
 
-@given(st.binary(max_size=100), st.integers(0, 2**63))
-def test_a_value_survives_its_record(value: bytes, expires_ms: int) -> None:
-    """Value and expiry come back; 0 means that it does not expire."""
-    assert core.decode_value(core.encode_value(value, expires_ms)) == (value, expires_ms)
+_ENTRIES = st.builds(
+    lambda value, at, sliding, mark: Entry(value, at, sliding if at else 0, mark),
+    st.binary(max_size=100),
+    st.integers(0, 2**63),
+    st.integers(0, 2**40),
+    st.integers(0, 2**32 - 1),
+)
+
+
+@given(_ENTRIES, st.integers(0, 2**64 - 1))
+def test_an_entry_survives_its_record(entry: Entry, version: int) -> None:
+    """Value, times and mark come back with the version that they were kept as; 0 is none."""
+    record = keyspace.encode_entry(entry, version)
+    assert keyspace.decode_entry(record) == entry._replace(version=version)
+    if not (entry.expires_ms or entry.mark):
+        assert record == keyspace.encode_plain(entry.value, version)
+
+
+def test_keys_with_the_same_braces_share_a_slot() -> None:
+    """The part in the first braces decides, as in Redis Cluster; empty or open braces are just characters."""
+    slot = keyspace.slot_of
+    assert slot(b"{user:7}:name") == slot(b"{user:7}:age") == slot(b"x{user:7}") == slot(b"user:7")
+    assert slot(b"{a}{b}") == slot(b"a")
+    for plain in (b"{}a", b"{a", b"a}b{"):
+        assert slot(plain) == crc32(plain) % MEMORY_SLOTS
 
 
 _PATTERN = st.lists(st.sampled_from(["*", "?", "a", "b", "[ab]", "[!a]", "."]), max_size=6).map("".join)
@@ -150,7 +173,7 @@ _PATTERN = st.lists(st.sampled_from(["*", "?", "a", "b", "[ab]", "[!a]", "."]), 
 @given(_PATTERN, st.text("ab.", max_size=6))
 def test_patterns_match_as_shells_do(pattern: str, text: str) -> None:
     """`*`, `?` and sets mean what they mean in fnmatch, whose negation is spelt differently."""
-    ours = core.glob(pattern.replace("!", "^").encode())
+    ours = keyspace.glob(pattern.replace("!", "^").encode())
     assert bool(ours(text.encode())) == fnmatchcase(text, pattern)
 
 
@@ -170,7 +193,7 @@ def test_patterns_match_as_shells_do(pattern: str, text: str) -> None:
 )
 def test_odd_patterns(pattern: bytes, text: bytes, matches: bool) -> None:
     """Literals, open brackets, ranges, line ends and bytes that are no text."""
-    assert bool(core.glob(pattern)(text)) is matches
+    assert bool(keyspace.glob(pattern)(text)) is matches
 
 
 def test_half_of_the_machine_is_shared_by_its_nodes() -> None:

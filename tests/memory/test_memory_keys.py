@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -15,36 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory.pools import Pools, pools
+from memory.replies import plain
 from virgo.errors import BadArgument, NodeLost, TooLarge, VirgoError
 from virgo.limits import MEMORY_KEY_BYTES_MAX, MiB
-from virgo.memory import core
+from virgo.memory import keyspace
 
-
-@pytest.fixture(scope="module")
-def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    """A redis-server of our own."""
-    path = tmp_path_factory.mktemp("redis") / "s"
-    server = subprocess.Popen(
-        ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no"],
-        stdout=subprocess.DEVNULL,
-    )
-    client = redis.Redis(unix_socket_path=str(path), retry=None)
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            client.ping()
-            break
-        except redis.ConnectionError:
-            assert time.monotonic() < deadline, "redis-server did not start"
-            time.sleep(0.02)
-    yield client
-    client.close()
-    server.terminate()
-    server.wait()
-
-
-_KEY = st.sampled_from([b"k1", b"k2", b"k3", b"", b"x*y"])
-_VALUE = st.sampled_from([b"", b"1", b"value", b"\r\n\0\xff"])
+_KEY = st.sampled_from([b"k1", b"k2", b"k3", b"", b"x*y", b"{k1}2"])
+_VALUE = st.sampled_from([b"", b"1", b"value", b"\r\n\0\xff", b"-7", b"10.5", b"9223372036854775807"])
+_NUMBER = st.sampled_from(
+    [
+        *(b"0", b"1", b"-1", b"3", b"-3", b"100", b"9223372036854775807", b"-9223372036854775808"),
+        *(b"1.5", b" 1", b"", b"+1", b"01", b"-0", b"9223372036854775808", b"0x1", b"one"),
+    ]
+)
+_FLOAT = st.sampled_from(
+    [b"0.1", b"-2.5", b"3.0e3", b"1e-20", b".5", b"5.", b"1e400", b"1e5000", b"x", b"", b"1 "]
+)
 _TIME = st.one_of(
     st.sampled_from([(b"EX", b"100"), (b"PX", b"100000"), (b"EXAT", b"9000000000"), (b"KEEPTTL",)]),
     st.just(()),
@@ -56,32 +38,58 @@ _SET = st.tuples(
     st.sampled_from([(), (b"GET",)]),
     _TIME,
 ).map(lambda parts: (b"SET", parts[0], parts[1], *parts[2], *parts[3], *parts[4]))
-_ONE = st.tuples(st.sampled_from([b"GET", b"GETDEL", b"STRLEN", b"TYPE", b"TTL", b"PERSIST"]), _KEY)
+_ONE = st.tuples(
+    st.sampled_from(
+        [b"GET", b"GETDEL", b"STRLEN", b"TYPE", b"TTL", b"PERSIST", b"INCR", b"DECR", b"EXPIRETIME", b"GETEX"]
+    ),
+    _KEY,
+)
 _MANY = st.builds(
     lambda name, keys: (name, *keys),
-    st.sampled_from([b"MGET", b"EXISTS", b"DEL", b"UNLINK"]),
+    st.sampled_from([b"MGET", b"EXISTS", b"DEL", b"UNLINK", b"TOUCH"]),
     st.lists(_KEY, min_size=1, max_size=4),
 )
 _MSET = st.lists(st.tuples(_KEY, _VALUE), min_size=1, max_size=3).map(
     lambda pairs: (b"MSET", *(part for pair in pairs for part in pair))
 )
-_OTHER = st.one_of(
-    st.tuples(st.just(b"SETNX"), _KEY, _VALUE),
-    st.tuples(st.sampled_from([b"EXPIRE"]), _KEY, st.sampled_from([b"100", b"0", b"-1", b"x"])),
-    st.tuples(st.sampled_from([b"KEYS"]), st.sampled_from([b"*", b"k?", b"k[12]", b"x\\**", b"[^k]*"])),
-    st.sampled_from([(b"DBSIZE",), (b"FLUSHDB",), (b"SCAN", b"0", b"COUNT", b"3")]),
+_UNTIL = st.sampled_from([b"100", b"0", b"-1", b"x", b"9000000000", b"1", b"99999"])
+_PARTS = st.one_of(
+    st.tuples(st.sampled_from([b"APPEND", b"GETSET", b"SETNX"]), _KEY, _VALUE),
+    st.tuples(st.sampled_from([b"INCRBY", b"DECRBY"]), _KEY, _NUMBER),
+    st.tuples(st.just(b"INCRBYFLOAT"), _KEY, _FLOAT),
+    st.tuples(st.sampled_from([b"GETRANGE", b"SUBSTR"]), _KEY, _NUMBER, _NUMBER),
+    st.tuples(st.just(b"SETRANGE"), _KEY, st.sampled_from([b"0", b"2", b"-1", b"x", b"7"]), _VALUE),
+    st.tuples(st.sampled_from([b"SETEX", b"PSETEX"]), _KEY, st.sampled_from([b"99999", b"0", b"-1"]), _VALUE),
 )
-
-
-def plain(reply: Any) -> Any:
-    """A reply as bytes and numbers; listings in order."""
-    if isinstance(reply, str):
-        return reply.encode()
-    if isinstance(reply, (list, tuple)):
-        return [plain(part) for part in reply]
-    if isinstance(reply, bytes) and reply.startswith(b"+"):
-        return reply[1:].rstrip()
-    return reply
+_TIMES = st.one_of(
+    st.builds(
+        lambda name, key, until, options: (name, key, until, *options),
+        st.sampled_from([b"EXPIRE", b"EXPIREAT"]),
+        _KEY,
+        _UNTIL,
+        st.lists(st.sampled_from([b"NX", b"XX", b"GT", b"lt", b"BAD"]), max_size=2),
+    ),
+    st.builds(
+        lambda key, options: (b"GETEX", key, *options),
+        _KEY,
+        st.sampled_from([(b"EX", b"100"), (b"EXAT", b"9000000000"), (b"EXAT", b"1"), (b"PERSIST",)])
+        | st.sampled_from([(b"EX", b"0"), (b"PERSIST", b"EX", b"1"), (b"NX",), (b"EX",)]),
+    ),
+)
+_TWO = st.builds(
+    lambda name, first, second, options: (name, first, second, *(options if name == b"COPY" else ())),
+    st.sampled_from([b"RENAME", b"RENAMENX", b"COPY"]),
+    _KEY,
+    _KEY,
+    st.sampled_from([(), (b"REPLACE",), (b"DB", b"0"), (b"DB",), (b"BAD",), (b"DB", b"0", b"replace")]),
+)
+_OTHER = st.one_of(
+    st.tuples(st.sampled_from([b"KEYS"]), st.sampled_from([b"*", b"k?", b"k[12]", b"x\\**", b"[^k]*"])),
+    st.sampled_from([(b"DBSIZE",), (b"FLUSHDB",), (b"SCAN", b"0", b"COUNT", b"3"), (b"RANDOMKEY",)]),
+)
+_COMMANDS = st.lists(
+    st.one_of(_SET, _ONE, _MANY, _MSET, _PARTS, _TIMES, _TWO, _OTHER), min_size=1, max_size=40
+)
 
 
 async def scanned(nodes: Pools) -> list[bytes]:
@@ -94,8 +102,8 @@ async def scanned(nodes: Pools) -> list[bytes]:
     return sorted(found)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.one_of(_SET, _ONE, _MANY, _MSET, _OTHER), min_size=1, max_size=40))
+@settings(max_examples=150, deadline=None)
+@given(_COMMANDS)
 def test_answers_are_those_of_redis(
     peer: redis.Redis, tmp_path_factory: pytest.TempPathFactory, commands: list[tuple[bytes, ...]]
 ) -> None:
@@ -118,7 +126,9 @@ def test_answers_are_those_of_redis(
                     ours, theirs = await scanned(nodes), sorted(peer.scan_iter())
                 elif command[0] == b"KEYS":
                     ours, theirs = sorted(ours), sorted(theirs)
-                assert ours == theirs, command
+                elif command[0] == b"RANDOMKEY" and theirs is not None:
+                    ours, theirs = peer.exists(ours), 1
+                assert ours == theirs, (command, ours, theirs)
 
     connection = peer.connection_pool.get_connection()
     try:
@@ -221,7 +231,7 @@ def test_new_keys_go_elsewhere_when_the_node_is_full(tmp_path: Path) -> None:
                 await nodes[1].run("SET", f"k{number}", b"x" * 1000)
             assert (nodes[1].stats()["keys"], nodes[2].stats()["keys"]) == (0, 5)
             assert await nodes[1].run("GET", "k3") == b"x" * 1000
-            assert nodes[1].module._slots.table[core.slot_of(b"k3")] == 2
+            assert nodes[1].module._slots.table[keyspace.slot_of(b"k3")] == 2
 
     async def fill(nodes: Pools) -> None:
         for _ in range(4):

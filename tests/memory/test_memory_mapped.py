@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from virgo.errors import NotRunning
-from virgo.memory import core
+from virgo.memory import keyspace
 from virgo.memory.mapped import Mapped, open_mapped
 
 # A store in a process of its own that does what its standard input says, as a node would.
 OWNER = """
 import pathlib, sys, time
-from virgo.memory import core
+from virgo.memory import keyspace
+from virgo.memory.keyspace import Entry
 from virgo.memory.store import Store
 store = Store(pathlib.Path(sys.argv[1]), capacity_bytes=1 << 26)
 print(store.identity, store.map_bytes, flush=True)
@@ -28,8 +29,8 @@ for line in sys.stdin:
     words = line.split()
     if words[0] == "set":
         with store.batching() as batch:
-            record = core.encode_value(words[2].encode(), int(words[3]) if len(words) > 3 else 0)
-            batch.put_key(core.stored_key(words[1].encode()), record)
+            entry = Entry(words[2].encode(), int(words[3]) if len(words) > 3 else 0)
+            batch.put_entry(keyspace.stored_key(words[1].encode()), entry)
             batch.put_data(7, words[2].encode())
     if words[0] == "churn":
         end = time.monotonic() + float(words[1])
@@ -38,7 +39,7 @@ for line in sys.stdin:
             number += 1
             value = (b"%09d" % number) * (1 + number * 7919 % 3000)
             with store.batching() as batch:
-                batch.put_key(core.stored_key(b"torn"), core.encode_value(value))
+                batch.put_plain(keyspace.stored_key(b"torn"), value)
                 batch.put_data(7, value)
     if words[0] == "close":
         store.close()
@@ -89,7 +90,7 @@ def owner(tmp_path: Path) -> Iterator[Owner]:
 
 
 def key(name: bytes) -> bytes:
-    return core.stored_key(name)
+    return keyspace.stored_key(name)
 
 
 def test_what_was_set_is_read_at_once(owner: Owner) -> None:
@@ -115,11 +116,11 @@ def test_expired_keys_are_absent(owner: Owner) -> None:
 
 READER = """
 import sys, time
-from virgo.memory import core
+from virgo.memory import keyspace
 from virgo.memory.mapped import open_mapped
 mapped = open_mapped(sys.argv[1], sys.argv[2], int(sys.argv[3]))
 end, seen, last = time.monotonic() + float(sys.argv[4]), set(), 0
-stored = core.stored_key(b"torn")
+stored = keyspace.stored_key(b"torn")
 while time.monotonic() < end:
     for value in (mapped.key(stored), mapped.data(7)):
         if value is None:

@@ -14,8 +14,10 @@ import pytest
 
 from virgo.errors import Busy, DiskFull, PoolFull
 from virgo.limits import MEMORY_SERIALS_BLOCK, MiB
-from virgo.memory import core
+from virgo.memory import keyspace
+from virgo.memory.batch import Batch
 from virgo.memory.core import Region
+from virgo.memory.keyspace import Entry
 from virgo.memory.life import LifeFile
 from virgo.memory.store import Store
 
@@ -35,26 +37,30 @@ def reopen(store: Store) -> Store:
 
 
 def key(name: str) -> bytes:
-    return core.stored_key(name.encode())
+    return keyspace.stored_key(name.encode())
 
 
 def put(store: Store, name: str, value: bytes, expires_ms: int = 0) -> None:
     with store.batching() as batch:
-        batch.put_key(key(name), core.encode_value(value, expires_ms), expires_ms)
+        batch.put_entry(key(name), Entry(value, expires_ms))
+
+
+def value(batch: Batch, name: str) -> bytes | None:
+    record = batch.key(key(name))
+    return None if record is None else keyspace.decode_entry(record).value
 
 
 def get(store: Store, name: str) -> bytes | None:
     with store.batching() as batch:
-        record = batch.key(key(name))
-    return None if record is None else core.decode_value(record)[0]
+        return value(batch, name)
 
 
 def test_a_batch_sees_its_own_changes(store: Store) -> None:
     """A get after a set in the same chunk sees the set; others see it only after close."""
     batch = store.batch()
     assert batch.key(key("a")) is None
-    batch.put_key(key("a"), core.encode_value(b"1"))
-    assert batch.key(key("a")) == core.encode_value(b"1")
+    batch.put_plain(key("a"), b"1")
+    assert value(batch, "a") == b"1"
     assert get(store, "a") is None
     batch.close()
     assert get(store, "a") == b"1"
@@ -63,7 +69,7 @@ def test_a_batch_sees_its_own_changes(store: Store) -> None:
 def test_an_aborted_batch_leaves_nothing(store: Store) -> None:
     """Neither values, nor serials, nor declared bytes of a failed block remain."""
     with pytest.raises(ZeroDivisionError), store.batching() as batch:
-        batch.put_key(key("a"), core.encode_value(b"1"))
+        batch.put_plain(key("a"), b"1")
         batch.declare(100)
         batch.next_serial()
         raise ZeroDivisionError
@@ -109,10 +115,10 @@ def test_a_full_map_fails_the_whole_batch_and_nothing_else(tmp_path: Path) -> No
     batch = store.batch()
     with pytest.raises(PoolFull):
         for number in range(1000):
-            batch.put_key(key(f"k{number}"), core.encode_value(b"x" * 10_000))
+            batch.put_plain(key(f"k{number}"), b"x" * 10_000)
     with pytest.raises(PoolFull):
-        batch.put_key(key("small"), core.encode_value(b"x"))
-    assert batch.key(key("before")) == core.encode_value(b"kept")
+        batch.put_plain(key("small"), b"x")
+    assert value(batch, "before") == b"kept"
     with pytest.raises(PoolFull):
         batch.close()
     assert get(store, "before") == b"kept"
@@ -235,21 +241,21 @@ def test_a_scan_gives_whole_slots(store: Store) -> None:
     names = {f"key-{number}".encode() for number in range(500)}
     with store.batching() as batch:
         for name in names:
-            batch.put_key(core.stored_key(name), core.encode_value(b""))
+            batch.put_plain(keyspace.stored_key(name), b"")
         found: list[bytes] = []
         slot, turns = 0, 0
         while slot < 4096:
             slot, some = batch.scan(slot, 50, None)
             found += some
             turns += 1
-        assert batch.scan(0, 10_000, core.glob(b"key-1?"))[1].__len__() == 10
+        assert batch.scan(0, 10_000, keyspace.glob(b"key-1?"))[1].__len__() == 10
     assert sorted(found) == sorted(names)
     assert turns >= 8
 
 
 WRITER = """
 import pathlib, sys
-from virgo.memory import core
+from virgo.memory import keyspace
 from virgo.memory.store import Store
 store = Store(pathlib.Path(sys.argv[1]), capacity_bytes=1 << 26)
 number = 0
@@ -258,8 +264,8 @@ while True:
     with store.batching() as batch:
         for name in range(number % 5 + 1):
             value = b"%d:" % number + bytes([number % 256]) * (number * 37 % 20000)
-            batch.put_key(core.stored_key(b"k%d" % name), core.encode_value(value))
-        batch.put_key(core.stored_key(b"last"), core.encode_value(b"%d" % number))
+            batch.put_plain(keyspace.stored_key(b"k%d" % name), value)
+        batch.put_plain(keyspace.stored_key(b"last"), b"%d" % number)
     sys.stdout.write(f"{number}\\n")
     sys.stdout.flush()
 """

@@ -1,6 +1,7 @@
 """The batch of one chunk of requests: one LMDB transaction, made final by `close`.
 
 A batch begins as a reader and becomes the writer with its first change; what it has changed it also sees.
+Whoever decides by what it reads becomes the writer first (`writing`): other processes write too.
 If a change fails for lack of room, the whole batch has failed: later changes and `close` raise the same
 error, and reads go on from what was there before.
 """
@@ -15,8 +16,9 @@ import lmdb
 
 from virgo.errors import PoolFull, VirgoError
 from virgo.limits import MEMORY_SLOTS
-from virgo.memory import core
+from virgo.memory import keyspace
 from virgo.memory.core import Region
+from virgo.memory.keyspace import Entry
 
 if TYPE_CHECKING:
     from virgo.memory.store import Store
@@ -25,13 +27,26 @@ _U64 = struct.Struct(">Q")
 _CHUNK = struct.Struct(">QQI")
 _KEY_OVERHEAD_BYTES = 16  # LMDB's own, per entry of a page
 _MEASURE_AFTER_BYTES = 256 * 1024
+_VERSION_BITS = 20  # changes of one transaction that get versions of their own
+_FLUSHED = b"*"  # in `gone`: when all keys were forgotten
 _pack_id = _U64.pack
 
 
 class Batch:
-    """See the module. Ids are those of regions; stored keys are `core.stored_key`."""
+    """See the module. Ids are those of regions; stored keys are `keyspace.stored_key`."""
 
-    __slots__ = ("_declared", "_failure", "_grown", "_room", "_serial", "_store", "_txn", "_writing")
+    __slots__ = (
+        "_declared",
+        "_failure",
+        "_grown",
+        "_id",
+        "_room",
+        "_serial",
+        "_store",
+        "_txn",
+        "_version",
+        "_writing",
+    )
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -42,6 +57,8 @@ class Batch:
         self._grown = 0  # by keys, not counting what they replace
         self._serial = 0
         self._declared = 0
+        self._id = 0  # of the transaction that writes
+        self._version = 0  # the last one given
 
     def __repr__(self) -> str:
         kind = "failed" if self._failure else "writing" if self._writing else "reading"
@@ -63,17 +80,28 @@ class Batch:
         store = self._store
         self._txn = None
         try:
+            store.free_dead_readers()
             self._txn = store.env.begin(write=True)
         except lmdb.Error as error:
             self._failure = store.fault(error)
             raise self._failure from error
         self._writing = True
-        self._serial, self._declared = store.serial, store.declared_bytes
-        if store.keys_grown_bytes > _MEASURE_AFTER_BYTES:
+        self._id = self._txn.id()
+        self._version = self._id << _VERSION_BITS
+        if self._id != store.last_id + 1:
+            store.catch_up(self._txn)
+        elif store.keys_grown_bytes > _MEASURE_AFTER_BYTES:
             store.measure_keys(self._txn)
+        self._serial, self._declared = store.serial, store.declared_bytes
         self._room = store.capacity_bytes - self._declared - store.keys_size_bytes - store.keys_grown_bytes
         self._grown = 0
         return self._txn
+
+    def writing(self) -> Batch:
+        """This batch as the writer: what it reads from now on nobody else changes until it is closed."""
+        if not self._writing:
+            self._write()
+        return self
 
     def _measure(self) -> None:
         """Know the room exactly; in between it is estimated from below, which costs nothing."""
@@ -104,7 +132,7 @@ class Batch:
             txn.abort()
             self._failure = store.fault(error)
             raise self._failure from error
-        store.serial, store.declared_bytes = self._serial, self._declared
+        store.serial, store.declared_bytes, store.last_id = self._serial, self._declared, self._id
         store.keys_grown_bytes += self._grown
         if store.pressed:
             store.age()
@@ -257,16 +285,31 @@ class Batch:
             self._store.misses += 1
 
     def key(self, stored: bytes) -> bytes | None:
-        """A key's record, expired or not."""
+        """A key's record, past its time or not."""
         txn = self._txn
         if txn is None:
             txn = self._txn = self._store.env.begin()
         found: bytes | None = txn.get(stored, None, self._store.keys)
         return found
 
-    def put_key(self, stored: bytes, record: bytes, expires_ms: int = 0) -> None:
-        """Keep a key's record. Raises PoolFull."""
-        txn = self._txn if self._writing else self._write()
+    def put_plain(self, stored: bytes, value: bytes) -> None:
+        """Keep a value that does not expire. Raises PoolFull."""
+        if not self._writing:
+            self._write()
+        self._version += 1
+        self._keep(stored, keyspace.encode_plain(value, self._version))
+
+    def put_entry(self, stored: bytes, entry: Entry) -> int:
+        """Keep an entry, whose version is given here and returned. Raises PoolFull."""
+        if not self._writing:
+            self._write()
+        self._version += 1
+        self._keep(stored, keyspace.encode_entry(entry, self._version))
+        if entry.expires_ms:
+            self._put(self._store.due, _U64.pack(entry.expires_ms) + stored, b"")
+        return self._version
+
+    def _keep(self, stored: bytes, record: bytes) -> None:
         growth = len(stored) + len(record) + _KEY_OVERHEAD_BYTES
         if growth > self._room:
             self._measure()
@@ -275,9 +318,7 @@ class Batch:
             if more > max(0, self._room):
                 raise PoolFull(f"a key of {len(record)} bytes is set, {max(0, self._room)} are free here")
         try:
-            txn.put(stored, record, True, True, False, self._store.keys)
-            if expires_ms:
-                txn.put(_U64.pack(expires_ms) + stored, b"", db=self._store.due)
+            self._txn.put(stored, record, True, True, False, self._store.keys)
         except lmdb.Error as error:
             raise self._fail(error) from error
         self._room -= growth
@@ -285,7 +326,17 @@ class Batch:
 
     def delete_key(self, stored: bytes) -> bool:
         """Forget a key; False if there was none."""
-        return self._delete(self._store.keys, stored)
+        if not self._delete(self._store.keys, stored):
+            return False
+        self._version += 1
+        self._put(self._store.gone, stored[:2], _U64.pack(self._version))
+        return True
+
+    def gone(self, stored: bytes) -> int:
+        """The version as of which a key of the slot, or all keys, were last forgotten here; 0 for never."""
+        get, database = self._read().get, self._store.gone
+        found = (get(stored[:2], None, database), get(_FLUSHED, None, database))
+        return max(_U64.unpack(version)[0] if version else 0 for version in found)
 
     def scan(
         self, slot: int, count: int, matches: Callable[[bytes], object] | None
@@ -296,7 +347,7 @@ class Batch:
         """
         found: list[bytes] = []
         current = slot
-        for seen, stored in enumerate(self._keys_from(self._store.keys, core.SLOT_PREFIXES[slot])):
+        for seen, stored in enumerate(self._keys_from(self._store.keys, keyspace.SLOT_PREFIXES[slot])):
             here = stored[0] << 8 | stored[1]
             if here != current:
                 if seen >= count:
@@ -316,6 +367,8 @@ class Batch:
             txn = self._write()
             txn.drop(self._store.keys, delete=False)
             txn.drop(self._store.due, delete=False)
+            self._version += 1
+            txn.put(_FLUSHED, _U64.pack(self._version), db=self._store.gone)
         except lmdb.Error as error:
             raise self._fail(error) from error
 
@@ -326,11 +379,13 @@ class Batch:
             if len(due) >= count or _U64.unpack_from(entry)[0] > now_ms:
                 break
             due.append(entry)
+        if due:
+            self.writing()  # lest a key be removed that another process sets anew meanwhile
         for entry in due:
             stored = entry[8:]
             record = self.key(stored)
-            # A key that was set anew meanwhile has another expiry, or none.
-            if record is not None and core.decode_value(record)[1] == _U64.unpack_from(entry)[0]:
-                self._delete(self._store.keys, stored)
+            # A key that was set anew has another expiry, or none.
+            if record and keyspace.decode_entry(record).expires_ms == _U64.unpack_from(entry)[0]:
+                self.delete_key(stored)
             self._delete(self._store.due, entry)
         return len(due)

@@ -11,7 +11,7 @@ import msgspec
 from virgo.errors import BadArgument, WrongType
 from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_SLOTS
 from virgo.members import SERIAL_BITS
-from virgo.memory import core
+from virgo.memory import keyspace
 from virgo.memory.mapped import open_mapped
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
@@ -169,7 +169,7 @@ def stats() -> Call[dict[str, Any]]:
 
 
 LOCAL: Call[LocalInfo] = Call(("MEMORY.LOCAL",), lambda reply: msgspec.json.decode(reply, type=LocalInfo))
-SLOTS: Call[list[int]] = Call(("MEMORY.SLOTS",), core.decode_table)
+SLOTS: Call[list[int]] = Call(("MEMORY.SLOTS",), keyspace.decode_table)
 
 
 class Local:
@@ -193,10 +193,10 @@ class Local:
 
     def key(self, key: bytes) -> Any:
         """A key's value or None; MISSING if the node is to be asked."""
-        slot = crc32(key) % MEMORY_SLOTS
+        slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
         if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
             return MISSING
-        return self._key(core.SLOT_PREFIXES[slot] + key)
+        return self._key(keyspace.SLOT_PREFIXES[slot] + key)
 
     def region(self, identifier: int) -> Any:
         """A plain region's value; MISSING if the node is to be asked."""
@@ -207,7 +207,7 @@ class Local:
 
     def lacks(self, key: bytes) -> bool:
         """Whether the table does not say yet where the key is."""
-        return not self._table[crc32(key) % MEMORY_SLOTS]
+        return not self._table[keyspace.slot_of(key)]
 
     def learn(self, table: list[int]) -> None:
         """Take a newer table; what it adds stays true."""

@@ -1,30 +1,20 @@
-"""Decisions of the memory pool: no I/O, no clock, no randomness of its own.
+"""Decisions about regions, room and placement: no I/O, no clock, no randomness of its own.
 
-Records are what the store keeps, byte for byte:
-
-| record | form |
-| --- | --- |
-| region | `Region.encode()`: kind, declared size and, for a spread one, manifest and plan |
-| key | flags, then the expiry in ms since 1970 if flag 1 is set, then the value |
-| slot table | one 16-bit number of a node per slot, 0 for a slot that no node has yet |
+`Region.encode()` is what the store keeps of a region, byte for byte: kind, declared size and, for a spread
+one, manifest and plan. `keyspace` has the decisions about keys.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 from virgo.config import MEMORY_CAPACITY_BYTES_MAX, MEMORY_CAPACITY_BYTES_MIN
 from virgo.errors import BadArgument, PoolFull, TooLarge
 from virgo.limits import (
     MEMORY_CHUNK_BYTES,
-    MEMORY_KEY_BYTES_MAX,
     MEMORY_REGION_BYTES_MAX,
-    MEMORY_SLOTS,
-    MEMORY_SLOTS_AHEAD,
     MiB,
 )
 
@@ -168,115 +158,6 @@ def choose_node(
         raise PoolFull(f"no node has room for the {size} bytes of {what}")
     first, second = able[draw(len(able))], able[draw(len(able))]
     return max(first, second, key=lambda number: rooms[number])
-
-
-# --- keys -----------------------------------------------------------------------------------
-
-_EXPIRY = struct.Struct("<BQ")
-PLAIN_KEY = b"\0"
-SLOT_PREFIXES = tuple(struct.pack(">H", slot) for slot in range(MEMORY_SLOTS))
-
-
-def check_key(key: bytes) -> None:
-    """Raise TooLarge if the key is too long to be kept."""
-    if len(key) > MEMORY_KEY_BYTES_MAX:
-        raise TooLarge(f"a key of {len(key)} bytes exceeds the limit of {MEMORY_KEY_BYTES_MAX}")
-
-
-def slot_of(key: bytes) -> int:
-    """The slot of a key."""
-    return crc32(key) % MEMORY_SLOTS
-
-
-def stored_key(key: bytes) -> bytes:
-    """The key as it is kept: behind its slot, so that a slot's keys lie together."""
-    return SLOT_PREFIXES[crc32(key) % MEMORY_SLOTS] + key
-
-
-def encode_value(value: bytes, expires_ms: int = 0) -> bytes:
-    """A key's record; `expires_ms` 0 for a value that does not expire."""
-    return _EXPIRY.pack(1, expires_ms) + value if expires_ms else PLAIN_KEY + value
-
-
-def decode_value(record: bytes) -> tuple[bytes, int]:
-    """Value and expiry of a key's record."""
-    if record[0] == 0:
-        return record[1:], 0
-    return record[_EXPIRY.size :], _EXPIRY.unpack_from(record)[1]
-
-
-def glob(pattern: bytes) -> Callable[[bytes], object]:
-    """A matcher for Redis' patterns: `*`, `?`, `[a-c]`, `[^a]` and backslash for a literal."""
-    out, position = [], 0
-    while position < len(pattern):
-        char = pattern[position : position + 1]
-        position += 1
-        if char == b"*":
-            out.append(b".*")
-        elif char == b"?":
-            out.append(b".")
-        elif char == b"\\" and position < len(pattern):
-            out.append(re.escape(pattern[position : position + 1]))
-            position += 1
-        elif char == b"[" and (end := pattern.find(b"]", position + 1)) > 0:
-            inner = pattern[position:end]
-            negated = inner[:1] == b"^"
-            members = re.sub(rb"([\\\[\]^&~|])", rb"\\\1", inner[1:] if negated else inner)
-            out.append(b"[" + (b"^" if negated else b"") + members + b"]")
-            position = end + 1
-        else:
-            out.append(re.escape(char))
-    try:
-        return re.compile(b"(?s:" + b"".join(out) + b")").fullmatch
-    except re.error:
-        raise BadArgument(
-            f"{pattern[:40]!r} is no pattern",
-            hint="As in Redis: *, ?, [a-z]; a backslash before one of these.",
-        ) from None
-
-
-# --- slots ----------------------------------------------------------------------------------
-
-_TABLE = struct.Struct(f"<{MEMORY_SLOTS}H")
-
-
-def decode_table(data: bytes) -> list[int]:
-    """The slot table of the register's bytes."""
-    return list(_TABLE.unpack(data)) if data else [0] * MEMORY_SLOTS
-
-
-def encode_table(table: Sequence[int]) -> bytes:
-    """The register's bytes."""
-    return _TABLE.pack(*table)
-
-
-def assign_slots(
-    table: Sequence[int],
-    wanted: Collection[int],
-    *,
-    local: int,
-    rooms: Mapping[int, int],
-    draw: Callable[[int], int],
-    need_bytes: int = MiB,
-) -> list[int]:
-    """The table with every wanted slot assigned; what is assigned already stays as it is.
-
-    The local node takes slots while it has room, and some more than are wanted, so that a first load of
-    many keys is not one engine write per slot. Otherwise the better of two random nodes takes the slot.
-
-    Raises:
-        PoolFull: a slot is unassigned and no node has `need_bytes` free.
-    """
-    result = list(table)
-    missing = [slot for slot in wanted if not result[slot]]
-    for slot in missing:
-        result[slot] = choose_node(need_bytes, local, rooms, draw, "a new key")
-    if missing and rooms.get(local, -1) >= need_bytes:
-        start = draw(MEMORY_SLOTS)
-        free = [slot for slot in (*range(start, MEMORY_SLOTS), *range(start)) if not result[slot]]
-        for slot in free[:MEMORY_SLOTS_AHEAD]:
-            result[slot] = local
-    return result
 
 
 # --- capacity -------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ import lmdb
 
 from virgo.errors import NotRunning
 from virgo.limits import MEMORY_READERS_MAX
-from virgo.memory import core
+from virgo.memory import keyspace
+from virgo.memory.entries import now_ms
+from virgo.memory.keyspace import HEAD_BYTES
 from virgo.memory.store import DATABASES, IDENTITY
 
 _pack_id = struct.Struct(">Q").pack
@@ -82,9 +84,11 @@ class Mapped:
         if record is None:
             return None
         if record[0] == 0:
-            return record[1:]  # type: ignore[no-any-return]
-        value, expires_ms = core.decode_value(record)
-        return None if expires_ms <= time.time_ns() // 1_000_000 else value
+            return record[HEAD_BYTES:]  # type: ignore[no-any-return]
+        entry = keyspace.decode_entry(record)
+        if entry.expires_ms and entry.expires_ms <= now_ms():
+            return None
+        return entry.value
 
     def data(self, identifier: int) -> bytes | None:
         """The value of a plain region, None if it has none. Raises NotRunning."""

@@ -22,13 +22,16 @@ from virgo.limits import (
     MEMORY_SWEEP_S,
 )
 from virgo.members import Load
-from virgo.memory import core, strings
+from virgo.memory import core, keyspace
 from virgo.memory.chunks import Chunks
+from virgo.memory.entries import now_ms
 from virgo.memory.keys import Keys
+from virgo.memory.listing import Listing
 from virgo.memory.regions import Regions
 from virgo.memory.slots import Slots
 from virgo.memory.spread import Spread
 from virgo.memory.store import Store
+from virgo.memory.transactions import Transactions
 from virgo.module import NodeServices
 from virgo.wire.commands import Command
 from virgo.wire.session import Session
@@ -70,6 +73,8 @@ class MemoryModule:
         self._spread = Spread(self._node, self._store, self._chunks)
         self._regions = Regions(self._node, self._store, self._spread)
         self._keys = Keys(self._node, self._store, self._slots)
+        self._transactions = Transactions(self._node, self._store, self._keys)
+        self._listing = Listing(self._node, self._store, self._slots)
         self._node.spawn(self._expire(), name="expire keys")
         self._node.spawn(self._tidy(), name="tidy the store")
 
@@ -85,6 +90,8 @@ class MemoryModule:
         return [
             *self._regions.commands(),
             *self._keys.commands(),
+            *self._listing.commands(),
+            *self._transactions.commands(),
             *self._chunks.commands(),
             Command(
                 "MEMORY.STATS", self._serve_stats, "read", summary="Figures of this node's pool, as JSON."
@@ -139,7 +146,7 @@ class MemoryModule:
         return msgspec.json.encode(local)
 
     def _serve_slots(self, _session: Session, _request: list[bytes]) -> bytes:
-        return core.encode_table(self._slots.table)
+        return keyspace.encode_table(self._slots.table)
 
     # --- in the background --------------------------------------------------------------------
 
@@ -157,7 +164,7 @@ class MemoryModule:
     def _expire_some(self) -> bool:
         """One round; True if there may be more."""
         with self.store.batching() as batch:
-            return batch.expire_keys(strings.now_ms(), MEMORY_EXPIRE_KEYS_MAX) == MEMORY_EXPIRE_KEYS_MAX
+            return batch.expire_keys(now_ms(), MEMORY_EXPIRE_KEYS_MAX) == MEMORY_EXPIRE_KEYS_MAX
 
     async def _tidy(self) -> None:
         """Free what dead readers and dead sets left behind; runs until cancelled."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from virgo.engine.base import Engine
 from virgo.errors import Busy, Conflict
-from virgo.memory import core
+from virgo.memory import keyspace
 
 REGISTER = "memory/slots"
 _ATTEMPTS_MAX = 100  # each lost race means that another node assigned slots
@@ -40,7 +40,7 @@ class Slots:
         self._reads = 0  # begun so far
         self._read = 0  # the latest begun one that has finished
         self._wanted: set[int] = set()  # by those who wait
-        self.table = core.decode_table(b"")
+        self.table = keyspace.decode_table(b"")
 
     def __repr__(self) -> str:
         return f"<Slots {self.assigned()} of {len(self.table)} assigned>"
@@ -89,7 +89,7 @@ class Slots:
         self._reads += 1
         mine = self._reads
         register = await self._registers.get(REGISTER)
-        self._adopt(core.decode_table(register.value if register else b""))
+        self._adopt(keyspace.decode_table(register.value if register else b""))
         self._read = mine
         return register.version if register else 0
 
@@ -97,11 +97,11 @@ class Slots:
         version = await self._load()
         if all(self.table[slot] for slot in wanted):
             return True
-        table = core.assign_slots(
+        table = keyspace.assign_slots(
             self.table, wanted, local=self._local, rooms=self._rooms(), draw=random.randrange
         )
         try:
-            await self._registers.compare_and_set(REGISTER, core.encode_table(table), version=version)
+            await self._registers.compare_and_set(REGISTER, keyspace.encode_table(table), version=version)
         except Conflict:
             return False
         self._adopt(table)

@@ -31,11 +31,12 @@ from virgo.memory.life import LifeFile, boot_id
 
 log = logging.getLogger("virgo.memory")
 
-DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due")
+DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due", "gone")
 STATE, IDENTITY = b"state", b"identity"
 _STATE = struct.Struct("<QQ")
 _PAGE_BYTES: int = os.sysconf("SC_PAGE_SIZE")  # LMDB's pages are the system's
 _NEARLY_FULL_BYTES = 1 * MiB
+_READERS_CHECK_TRANSACTIONS = 64  # so that looking costs nothing, and little can be written in between
 
 
 class Store:
@@ -61,6 +62,8 @@ class Store:
         self.serial = self.declared_bytes = 0
         self.keys_size_bytes = 0  # when they were last measured
         self.keys_grown_bytes = 0  # at most, since then
+        self.last_id = 0  # of the last transaction that is known to have written
+        self._readers_checked_id = 0
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.env: Any = None
         self._owner = self._own()
@@ -110,11 +113,12 @@ class Store:
             metasync=False,
             writemap=False,  # with it a full disk would be a SIGBUS, not an error
         )
-        self.regions, self.data, self.chunks, self.reserved, self.keys, self.due = (
+        self.regions, self.data, self.chunks, self.reserved, self.keys, self.due, self.gone = (
             self.env.open_db(name.encode()) for name in DATABASES
         )
         with self.env.begin(write=True) as txn:
             self.measure_keys(txn)
+            self.last_id = txn.id()
             self.serial, self.declared_bytes = _STATE.unpack(txn.get(STATE) or _STATE.pack(0, 0))
             identity = txn.get(IDENTITY)
             if identity is None:
@@ -174,6 +178,13 @@ class Store:
         except lmdb.Error:
             self.pressed = True  # not even room for that: tried again with the next change
 
+    def free_dead_readers(self) -> None:
+        """Now and then, once half of the map is in use: what a killed reader saw is kept until then."""
+        if self.last_id - self._readers_checked_id >= _READERS_CHECK_TRANSACTIONS:
+            self._readers_checked_id = self.last_id
+            if self.env.info()["last_pgno"] * _PAGE_BYTES > self.map_bytes // 2:
+                self.env.reader_check()
+
     def raise_ceiling(self, serial: int) -> None:
         """Make sure on disk that no later life gives this serial again."""
         if serial > self._life.life.serial_ceiling:
@@ -220,6 +231,10 @@ class Store:
     def measure_keys(self, txn: Any) -> None:
         """Take the exact size of the keys as the base of what is counted on."""
         self.keys_size_bytes, self.keys_grown_bytes = self.keys_bytes(txn), 0
+
+    def catch_up(self, txn: Any) -> None:
+        """Another process has written: only keys and values of regions, and so the size of the keys."""
+        self.measure_keys(txn)
 
     def used_bytes(self) -> int:
         """What counts against the capacity."""

@@ -1,163 +1,41 @@
-"""The key commands on the node that holds the key, answering as Redis 7 does.
+"""Commands on values, on the node that holds the key, answering as Redis 7 does.
 
-Each function gets a batch and the request. A key past its time is as good as gone, though it is removed a
-little later. Times are of this node's wall clock.
+Each function gets a batch and the request. Those that change something get a batch that is the writer
+already, so that nobody comes between what they read and what they write.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 
 from virgo.errors import BadArgument
-from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS
-from virgo.memory import core
+from virgo.memory import decimals
 from virgo.memory.batch import Batch
-from virgo.wire.args import integer
-from virgo.wire.resp import OK, Encoded, Simple
+from virgo.memory.entries import (
+    INTEGER_MIN,
+    UNITS_MS,
+    change,
+    check_value,
+    expiry_ms,
+    live,
+    number,
+    put_until,
+    refuse,
+    use,
+)
+from virgo.memory.keyspace import Entry, stored_key
+from virgo.wire.resp import INTEGER_MAX, OK, Encoded
 
 SET_USAGE = "key value [NX|XX] [GET] [EX s|PX ms|EXAT s|PXAT ms|KEEPTTL]"
-_UNITS_MS = {b"EX": 1000, b"PX": 1, b"EXAT": 1000, b"PXAT": 1}
-_TIMING = {*_UNITS_MS, b"KEEPTTL"}
-_TIME_MAX = 10**13  # milliseconds or seconds; far beyond any use, and within the record
-
-
-def now_ms() -> int:
-    """The wall clock."""
-    return time.time_ns() // 1_000_000
-
-
-def live(batch: Batch, stored: bytes) -> tuple[bytes, int] | None:
-    """Value and expiry of a key that is there and not past its time."""
-    record = batch.key(stored)
-    if record is None:
-        return None
-    value, expires_ms = core.decode_value(record)
-    if expires_ms and expires_ms <= now_ms():
-        return None
-    return value, expires_ms
+GETEX_USAGE = "key [EX s|PX ms|EXAT s|PXAT ms|PERSIST]"
+_Options = tuple[set[bytes], bytes, bytes]
 
 
 def get(batch: Batch, request: list[bytes]) -> bytes | None:
     """GET key."""
-    found = live(batch, core.stored_key(request[1]))
+    found = use(batch, stored_key(request[1]))
     batch.count_get(found is not None)
-    return None if found is None else found[0]
-
-
-def set_(batch: Batch, request: list[bytes]) -> Encoded | bytes | None:
-    """SET key value [options]."""
-    stored, value = core.stored_key(request[1]), request[2]
-    if len(request) == 3:
-        batch.put_key(stored, core.PLAIN_KEY + value)
-        return OK
-    options, expires_ms = _set_options(request)
-    old = live(batch, stored)
-    refused = (b"NX" in options and old is not None) or (b"XX" in options and old is None)
-    if b"KEEPTTL" in options and old is not None:
-        expires_ms = old[1]
-    if not refused:
-        batch.put_key(stored, core.encode_value(value, expires_ms), expires_ms)
-    if b"GET" in options:
-        return None if old is None else old[0]
-    return None if refused else OK
-
-
-def _set_options(request: list[bytes]) -> tuple[set[bytes], int]:
-    """The options, and the expiry or 0. One that is repeated counts once, the last time given holds."""
-    options: set[bytes] = set()
-    given, words = b"", iter(request[3:])
-    for word in words:
-        option = word.upper()
-        if option in _UNITS_MS:
-            given = next(words, b"")
-        elif option not in (b"NX", b"XX", b"GET", b"KEEPTTL"):
-            raise _syntax(f"SET has no option {word[:20]!r}")
-        options.add(option)
-    timing = options & _TIMING
-    if len(timing) > 1 or {b"NX", b"XX"} <= options:
-        raise _syntax("SET got options that exclude each other")
-    unit = next(iter(timing - {b"KEEPTTL"}), None)
-    if unit is None:
-        return options, 0
-    expires_ms = integer(given, "the time", low=1, high=_TIME_MAX) * _UNITS_MS[unit]
-    return options, expires_ms if unit.endswith(b"AT") else expires_ms + now_ms()
-
-
-def _syntax(message: str) -> BadArgument:
-    return BadArgument(message, hint=f"Usage: SET {SET_USAGE}")
-
-
-def setnx(batch: Batch, request: list[bytes]) -> int:
-    """SETNX key value."""
-    return int(set_(batch, [b"SET", request[1], request[2], b"NX"]) is not None)
-
-
-def getdel(batch: Batch, request: list[bytes]) -> bytes | None:
-    """GETDEL key."""
-    value = get(batch, request)
-    if value is not None:
-        batch.delete_key(core.stored_key(request[1]))
-    return value
-
-
-def strlen(batch: Batch, request: list[bytes]) -> int:
-    """STRLEN key."""
-    found = live(batch, core.stored_key(request[1]))
-    return 0 if found is None else len(found[0])
-
-
-def type_(batch: Batch, request: list[bytes]) -> Simple:
-    """TYPE key."""
-    return Simple("none" if live(batch, core.stored_key(request[1])) is None else "string")
-
-
-def ttl(batch: Batch, request: list[bytes]) -> int:
-    """TTL key, in seconds."""
-    left_ms = pttl(batch, request)
-    return left_ms if left_ms < 0 else (left_ms + 500) // 1000
-
-
-def pttl(batch: Batch, request: list[bytes]) -> int:
-    """PTTL key, in milliseconds: -1 if it stays for ever, -2 if it is not there."""
-    found = live(batch, core.stored_key(request[1]))
-    if found is None:
-        return -2
-    return max(0, found[1] - now_ms()) if found[1] else -1
-
-
-def expire(batch: Batch, request: list[bytes]) -> int:
-    """EXPIRE key seconds."""
-    return _expire_in(
-        batch, request[1], integer(request[2], "the time", low=-_TIME_MAX, high=_TIME_MAX) * 1000
-    )
-
-
-def pexpire(batch: Batch, request: list[bytes]) -> int:
-    """PEXPIRE key milliseconds."""
-    return _expire_in(batch, request[1], integer(request[2], "the time", low=-_TIME_MAX, high=_TIME_MAX))
-
-
-def _expire_in(batch: Batch, key: bytes, left_ms: int) -> int:
-    stored = core.stored_key(key)
-    found = live(batch, stored)
-    if found is None:
-        return 0
-    if left_ms <= 0:
-        batch.delete_key(stored)
-    else:
-        expires_ms = now_ms() + left_ms
-        batch.put_key(stored, core.encode_value(found[0], expires_ms), expires_ms)
-    return 1
-
-
-def persist(batch: Batch, request: list[bytes]) -> int:
-    """PERSIST key."""
-    stored = core.stored_key(request[1])
-    found = live(batch, stored)
-    if found is None or not found[1]:
-        return 0
-    batch.put_key(stored, core.encode_value(found[0]))
-    return 1
+    return None if found is None else found.value
 
 
 def mget(batch: Batch, request: list[bytes]) -> list[bytes | None]:
@@ -165,43 +43,184 @@ def mget(batch: Batch, request: list[bytes]) -> list[bytes | None]:
     return [get(batch, [b"GET", key]) for key in request[1:]]
 
 
+def strlen(batch: Batch, request: list[bytes]) -> int:
+    """STRLEN key."""
+    found = live(batch, stored_key(request[1]))
+    return 0 if found is None else len(found.value)
+
+
+def getrange(batch: Batch, request: list[bytes]) -> bytes:
+    """GETRANGE key start end: both inclusive, from the end if negative."""
+    start, end = number(request[2], "the start"), number(request[3], "the end")
+    found = use(batch, stored_key(request[1]))
+    if found is None or (start < 0 and end < 0 and start > end):
+        return b""
+    length = len(found.value)
+    start, end = (max(0, length + place) if place < 0 else place for place in (start, end))
+    return found.value[start : end + 1]
+
+
+# --- set --------------------------------------------------------------------------------------
+
+
+def set_(batch: Batch, request: list[bytes]) -> Encoded | bytes | None:
+    """SET key value [options]."""
+    stored, value = stored_key(request[1]), request[2]
+    if len(request) == 3:
+        batch.put_plain(stored, value)
+        return OK
+    options, unit, time = _options(request[3:], SET_USAGE, {b"NX", b"XX", b"GET", b"KEEPTTL"})
+    expires_ms = expiry_ms(time, unit) if unit else 0
+    old = live(batch, stored)
+    refused = (b"NX" in options and old is not None) or (b"XX" in options and old is None)
+    if not refused:
+        if b"KEEPTTL" in options and old is not None:
+            batch.put_entry(stored, old._replace(value=value, mark=0))
+        else:
+            put_until(batch, stored, Entry(value, expires_ms))
+    if b"GET" in options:
+        return None if old is None else old.value
+    return None if refused else OK
+
+
+def _options(words: Sequence[bytes], usage: str, flags: set[bytes]) -> _Options:
+    """The options, unit and time or b"". One that is repeated counts once, the last time given holds."""
+    options: set[bytes] = set()
+    given = b""
+    rest = iter(words)
+    for word in rest:
+        option = word.upper()
+        if option in UNITS_MS:
+            time = next(rest, None)
+            if time is None:
+                raise refuse(usage, f"{word[:20]!r} needs a time")
+            given = time
+        elif option not in flags:
+            raise refuse(usage, f"there is no option {word[:20]!r}")
+        options.add(option)
+    if len(options & {*UNITS_MS, b"KEEPTTL", b"PERSIST"}) > 1 or {b"NX", b"XX"} <= options:
+        raise refuse(usage, "these options exclude each other")
+    return options, next(iter(options & UNITS_MS.keys()), b""), given
+
+
+def setnx(batch: Batch, request: list[bytes]) -> int:
+    """SETNX key value."""
+    return int(set_(batch, [b"SET", request[1], request[2], b"NX"]) is not None)
+
+
+def setex(batch: Batch, request: list[bytes]) -> Encoded | bytes | None:
+    """SETEX key seconds value."""
+    return set_(batch, [b"SET", request[1], request[3], b"EX", request[2]])
+
+
+def psetex(batch: Batch, request: list[bytes]) -> Encoded | bytes | None:
+    """PSETEX key milliseconds value."""
+    return set_(batch, [b"SET", request[1], request[3], b"PX", request[2]])
+
+
+def getset(batch: Batch, request: list[bytes]) -> bytes | None:
+    """GETSET key value."""
+    old = get(batch, request)
+    batch.put_plain(stored_key(request[1]), request[2])
+    return old
+
+
+def getdel(batch: Batch, request: list[bytes]) -> bytes | None:
+    """GETDEL key."""
+    value = get(batch, request)
+    if value is not None:
+        batch.delete_key(stored_key(request[1]))
+    return value
+
+
+def getex(batch: Batch, request: list[bytes]) -> bytes | None:
+    """GETEX key [options]: the value, with another expiry from now on."""
+    stored = stored_key(request[1])
+    options, unit, time = _options(request[2:], GETEX_USAGE, {b"PERSIST"})
+    found = use(batch, stored)
+    batch.count_get(found is not None)
+    if found is None:
+        return None
+    expires_ms = expiry_ms(time, unit) if unit else 0
+    if expires_ms or (b"PERSIST" in options and found.expires_ms):
+        put_until(batch, stored, found._replace(expires_ms=expires_ms, sliding_ms=0))
+    return found.value
+
+
 def mset(batch: Batch, request: list[bytes]) -> Encoded:
     """MSET key value [key value...]."""
     for key, value in zip(request[1::2], request[2::2], strict=True):
-        batch.put_key(core.stored_key(key), core.PLAIN_KEY + value)
+        batch.put_plain(stored_key(key), value)
     return OK
 
 
-def exists(batch: Batch, request: list[bytes]) -> int:
-    """EXISTS key [key...]: a key named twice counts twice."""
-    return sum(1 for key in request[1:] if live(batch, core.stored_key(key)) is not None)
+def msetnx(batch: Batch, request: list[bytes]) -> int:
+    """MSETNX key value [key value...]: all, or none if one of the keys is there."""
+    if any(live(batch, stored_key(key)) is not None for key in request[1::2]):
+        return 0
+    mset(batch, request)
+    return 1
 
 
-def delete(batch: Batch, request: list[bytes]) -> int:
-    """DEL key [key...]."""
-    deleted = 0
-    for key in request[1:]:
-        stored = core.stored_key(key)
-        deleted += live(batch, stored) is not None
-        if batch.key(stored) is not None:
-            batch.delete_key(stored)
-    return deleted
+# --- parts of values, and numbers ---------------------------------------------------------------
 
 
-def count(batch: Batch, _request: list[bytes]) -> int:
-    """MEMORY.KEYS.COUNT: keys on this node."""
-    return batch.count_keys()
+def append(batch: Batch, request: list[bytes]) -> int:
+    """APPEND key value."""
+    stored = stored_key(request[1])
+    old = live(batch, stored)
+    value = request[2] if old is None else old.value + request[2]
+    change(batch, stored, old, value)
+    return len(value)
 
 
-def flush(batch: Batch, _request: list[bytes]) -> Encoded:
-    """MEMORY.KEYS.FLUSH: delete this node's keys."""
-    batch.flush_keys()
-    return OK
+def setrange(batch: Batch, request: list[bytes]) -> int:
+    """SETRANGE key offset value: what lies before the offset is filled with zeros."""
+    stored, offset, part = stored_key(request[1]), number(request[2], "the offset", low=0), request[3]
+    old = live(batch, stored)
+    before = b"" if old is None else old.value
+    if not part:
+        return len(before)
+    check_value(offset + len(part))
+    value = before[:offset].ljust(offset, b"\0") + part + before[offset + len(part) :]
+    change(batch, stored, old, value)
+    return len(value)
 
 
-def scan(batch: Batch, request: list[bytes]) -> tuple[int, list[bytes]]:
-    """MEMORY.KEYS.SCAN slot count [pattern]: this node's keys of whole slots, and where to go on."""
-    slot = integer(request[1], "the slot", low=0, high=MEMORY_SLOTS - 1)
-    wanted = integer(request[2], "the count", low=1, high=MEMORY_SCAN_KEYS_MAX)
-    pattern = request[3] if len(request) > 3 else b"*"
-    return batch.scan(slot, wanted, None if pattern == b"*" else core.glob(pattern))
+def _add(batch: Batch, key: bytes, step: int) -> int:
+    stored = stored_key(key)
+    old = live(batch, stored)
+    total = step + (0 if old is None else number(old.value, "the value"))
+    if not INTEGER_MIN <= total <= INTEGER_MAX:
+        raise BadArgument(f"the sum {total} is out of range", hint="A counter has 64 bits.")
+    change(batch, stored, old, b"%d" % total)
+    return total
+
+
+def incr(batch: Batch, request: list[bytes]) -> int:
+    """INCR key."""
+    return _add(batch, request[1], 1)
+
+
+def decr(batch: Batch, request: list[bytes]) -> int:
+    """DECR key."""
+    return _add(batch, request[1], -1)
+
+
+def incrby(batch: Batch, request: list[bytes]) -> int:
+    """INCRBY key step."""
+    return _add(batch, request[1], number(request[2], "the step"))
+
+
+def decrby(batch: Batch, request: list[bytes]) -> int:
+    """DECRBY key step."""
+    return _add(batch, request[1], -number(request[2], "the step", low=INTEGER_MIN + 1))
+
+
+def incrbyfloat(batch: Batch, request: list[bytes]) -> bytes:
+    """INCRBYFLOAT key step."""
+    stored = stored_key(request[1])
+    old = live(batch, stored)
+    value = decimals.add(b"0" if old is None else old.value, request[2])
+    change(batch, stored, old, value)
+    return value

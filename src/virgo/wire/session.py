@@ -18,11 +18,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from virgo import context as contexts
 from virgo.context import NOBODY, ROLES, Context, Identity
-from virgo.errors import Cancelled, DeadlineExceeded, Denied, InternalFault, NotAuthenticated, VirgoError
+from virgo.errors import Cancelled, DeadlineExceeded, Denied, NotAuthenticated, VirgoError
 from virgo.limits import (
     CONCURRENT_CALLS_MAX,
     EOF_GRACE_S,
@@ -36,7 +36,9 @@ from virgo.limits import (
 from virgo.wire import resp
 from virgo.wire.commands import Command, CommandTable
 from virgo.wire.framing import RequestReader
+from virgo.wire.hooks import Batch, Interceptor
 from virgo.wire.peer import hung_up, identify
+from virgo.wire.refusals import defect, denied
 
 if TYPE_CHECKING:
     from virgo.wire.server import Service
@@ -44,21 +46,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("virgo.wire")
 
 
-class Batch(Protocol):
-    """Work of one chunk that is made final together."""
-
-    def close(self) -> None:
-        """Make it final. Raises VirgoError if that failed: then none of it took place."""
-
-
 B = TypeVar("B", bound=Batch)
 _SMALL_BYTES = 512  # answers below this are not counted against OUTPUT_PAUSE_BYTES
-
-
-_LARGE_BYTES = 64 * 1024  # values from here on leave as they are, not copied into one write with the rest
-
-
-_LINE_END = b"\r\n"
 
 
 class _Slot:
@@ -82,6 +71,7 @@ class Session(asyncio.Protocol):
         protocol: RESP version, 2 or 3.
         client_name: what the client calls itself.
         last_seen: loop time of the last received bytes.
+        attached: what commands keep for the connection, by a name of their own.
     """
 
     def __init__(self, service: Service, number: int) -> None:
@@ -92,7 +82,10 @@ class Session(asyncio.Protocol):
         self.protocol = 2
         self.client_name = ""
         self.peer = ""
-        self._roles: frozenset[str] = frozenset({""})
+        self.attached: dict[str, Any] = {}
+        self._allowed: frozenset[str] = frozenset({""})
+        self._roles = self._allowed  # none while there is an interceptor, so that all is looked at closely
+        self._interceptor: Interceptor | None = None
         self._reader = RequestReader(REQUEST_UNAUTHENTICATED_BYTES_MAX)
         self._queue: deque[list[bytes]] = deque()
         self._queued_bytes = 0
@@ -136,15 +129,23 @@ class Session(asyncio.Protocol):
         """Go on as this identity."""
         self.identity = identity
         known = identity.roles & ROLES
-        self._roles = frozenset({"", "login"}) | (ROLES if "admin" in known else known)
+        self._allowed = frozenset({"", "login"}) | (ROLES if "admin" in known else known)
         if identity == NOBODY:
-            self._roles = frozenset({""})
+            self._allowed = frozenset({""})
             self._reader.request_bytes_max = REQUEST_UNAUTHENTICATED_BYTES_MAX
         else:
             self._reader.request_bytes_max = REQUEST_BYTES_MAX
+        self.intercept(self._interceptor)
+
+    def intercept(self, interceptor: Interceptor | None) -> None:
+        """Give all further requests to the interceptor; None: to their commands again."""
+        self._interceptor = interceptor
+        self._roles = self._allowed if interceptor is None else frozenset()
 
     def reset(self) -> None:
-        """Forget the login that a token gave, the protocol and the client's name."""
+        """Forget the login that a token gave, the protocol, the client's name and all that is attached."""
+        self.attached.clear()
+        self.intercept(None)
         self.protocol, self.client_name = 2, ""
         self.login(self._shown)
 
@@ -153,7 +154,7 @@ class Session(asyncio.Protocol):
         context = contexts.current()
         identity = self.identity if context is None else context.identity
         if not identity.may(role):
-            raise _denied(what, role, identity)
+            raise denied(what, role, identity)
 
     def close(self) -> None:
         """Close once all answers so far have left."""
@@ -272,10 +273,8 @@ class Session(asyncio.Protocol):
                 if size > OUTPUT_PAUSE_BYTES:
                     self._finish(out, writes)
                     size = 0
-            except VirgoError as error:
-                out.append(resp.error(error))
             except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
-                out.append(resp.error(_defect(request, error)))
+                out.append(self._refused(request, error))
         if self._reader.fault is not None and not queue and not self._exclusive and not self._closing:
             out.append(resp.error(self._reader.fault))
             self._closing = True
@@ -287,13 +286,19 @@ class Session(asyncio.Protocol):
             self._set_reading()
 
     def _handle_other(self, command: Command, request: list[bytes]) -> tuple[Command, Any, Context | None]:
-        """What is not simply allowed: a request in a context, a missing role, a wrong count of arguments."""
+        """What is not simply allowed: in a context, intercepted, without the role, of a wrong arity."""
+        if self._interceptor is not None:
+            return command, self._interceptor(self, command, request), None
         if command.name == "WITH":
             return self._handle_with(request)
-        if command.role not in self._roles:
+        self.check(command, request)
+        return command, command.handler(self, request), None
+
+    def check(self, command: Command, request: list[bytes]) -> None:
+        """Raise NotAuthenticated, Denied or BadArgument unless the connection may send the request."""
+        if command.role not in self._allowed:
             raise self._refusal(command, self.identity)
         command.check_arity(request)
-        return command, command.handler(self, request), None
 
     def _handle_with(self, request: list[bytes]) -> tuple[Command, Any, Context | None]:
         """`WITH context COMMAND ...`: run the command in that context, as its identity."""
@@ -311,10 +316,16 @@ class Session(asyncio.Protocol):
         with contexts.using(context):
             return command, command.handler(self, inner), context
 
+    def _refused(self, request: list[bytes], error: Exception) -> bytes:
+        """The answer to a request that failed."""
+        if self._interceptor is not None:
+            self._interceptor.refused()
+        return resp.error(error if isinstance(error, VirgoError) else defect(request, error))
+
     def _refusal(self, command: Command, identity: Identity) -> VirgoError:
         if identity == NOBODY or command.role == "login":
             return NotAuthenticated(f"{command.name} needs a login")
-        return _denied(command.name, command.role, identity)
+        return denied(command.name, command.role, identity)
 
     def _new_context(self) -> Context:
         return Context(id=contexts.new_id(), identity=self.identity)
@@ -345,13 +356,13 @@ class Session(asyncio.Protocol):
                 late = DeadlineExceeded(f"{command.name}: the deadline of the request has passed")
                 slot.fail(late)
             else:
-                slot.fail(_defect([command.name.encode()], error))
+                slot.fail(defect([command.name.encode()], error))
         except asyncio.CancelledError:
             slot.fail(Cancelled(f"{command.name} was cancelled"))
             if self._transport is None:
                 raise
         except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
-            slot.fail(_defect([command.name.encode()], error))
+            slot.fail(defect([command.name.encode()], error))
         if not command.concurrent:
             self._serial = False
         self._exclusive = self._serial  # this one has ended, so there is room for another
@@ -389,7 +400,7 @@ class Session(asyncio.Protocol):
             except VirgoError as error:
                 failure = failure or error
             except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
-                failure = failure or _defect([b"batch"], error)
+                failure = failure or defect([b"batch"], error)
         return failure
 
     def _flush(self) -> None:
@@ -428,16 +439,3 @@ class Session(asyncio.Protocol):
         if reading is not self._reading:
             self._reading = reading
             (self._transport.resume_reading if reading else self._transport.pause_reading)()
-
-
-def _denied(what: str, role: str, identity: Identity) -> Denied:
-    return Denied(
-        f"{what} needs the role {role!r}, which {identity.name or 'nobody'} lacks",
-        hint=f"Its roles: {', '.join(sorted(identity.roles)) or 'none'}; see security.roles.",
-    )
-
-
-def _defect(request: list[bytes], error: Exception) -> InternalFault:
-    name = request[0][:40].decode("utf-8", "backslashreplace")
-    log.error("%s failed", name, exc_info=error)
-    return InternalFault(f"{name} failed: {type(error).__name__}: {error}")

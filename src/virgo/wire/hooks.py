@@ -1,0 +1,26 @@
+"""What commands may hang into a session: work that is made final with a chunk, an interceptor of requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from virgo.wire.commands import Command
+    from virgo.wire.session import Session
+
+
+class Batch(Protocol):
+    """Work of one chunk that is made final together."""
+
+    def close(self) -> None:
+        """Make it final. Raises VirgoError if that failed: then none of it took place."""
+
+
+class Interceptor(Protocol):
+    """Gets each request instead of its command's handler, until it is taken away again."""
+
+    def __call__(self, session: Session, command: Command, request: list[bytes]) -> Any:
+        """The answer, as a handler's. Whether it is allowed has not been checked: see `Session.check`."""
+
+    def refused(self) -> None:
+        """A request was answered with an error."""
