@@ -74,7 +74,7 @@ def test_an_aborted_batch_leaves_nothing(store: Store) -> None:
         batch.next_serial()
         raise ZeroDivisionError
     assert get(store, "a") is None
-    assert (store.serial, store.declared_bytes) == (0, 0)
+    assert (store.state.serial, store.state.declared_bytes) == (0, 0)
 
 
 def test_declared_bytes_are_reserved(store: Store) -> None:
@@ -159,7 +159,7 @@ def reopen_as_after_kill(store: Store) -> Store:
     """Without the orderly close."""
     store.env.close()
     os.close(store._owner)
-    return Store(store.directory, capacity_bytes=store.capacity_bytes)
+    return Store(store.directory, capacity_bytes=store.state.capacity_bytes)
 
 
 def test_serials_are_never_given_twice(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""The batch of one chunk of requests: one LMDB transaction, made final by `close`.
+"""A batch of reads and changes: one LMDB transaction, made final by `close`.
 
 A batch begins as a reader and becomes the writer with its first change; what it has changed it also sees.
 Whoever decides by what it reads becomes the writer first (`writing`): other processes write too.
@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from virgo.errors import PoolFull, VirgoError
+from virgo.errors import NotRunning, PoolFull, VirgoError
 from virgo.limits import MEMORY_SLOTS
 from virgo.memory import keyspace
-from virgo.memory.core import Region
 from virgo.memory.keyspace import Entry
+from virgo.memory.tables import STATE
 
 if TYPE_CHECKING:
-    from virgo.memory.store import Store
+    from virgo.memory.tables import Tables
 
 _U64 = struct.Struct(">Q")
-_CHUNK = struct.Struct(">QQI")
 _KEY_OVERHEAD_BYTES = 16  # LMDB's own, per entry of a page
 _MEASURE_AFTER_BYTES = 256 * 1024
 _VERSION_BITS = 20  # changes of one transaction that get versions of their own
@@ -36,27 +35,25 @@ class Batch:
     """See the module. Ids are those of regions; stored keys are `keyspace.stored_key`."""
 
     __slots__ = (
-        "_declared",
         "_failure",
         "_grown",
         "_id",
         "_room",
-        "_serial",
-        "_store",
+        "_state",
+        "_tables",
         "_txn",
         "_version",
         "_writing",
     )
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
         self._txn: Any = None
         self._writing = False
         self._failure: VirgoError | None = None
         self._room = 0
         self._grown = 0  # by keys, not counting what they replace
-        self._serial = 0
-        self._declared = 0
+        self._state = tables.state
         self._id = 0  # of the transaction that writes
         self._version = 0  # the last one given
 
@@ -69,7 +66,7 @@ class Batch:
     def _read(self) -> Any:
         txn = self._txn
         if txn is None:
-            txn = self._txn = self._store.env.begin()
+            txn = self._txn = self._tables.env.begin()
         return txn
 
     def _write(self) -> Any:
@@ -77,23 +74,28 @@ class Batch:
             return self._txn
         if self._failure is not None:
             raise self._failure
-        store = self._store
+        tables = self._tables
         self._txn = None
         try:
-            store.free_dead_readers()
-            self._txn = store.env.begin(write=True)
+            tables.free_dead_readers()
+            self._txn = tables.env.begin(write=True)
         except lmdb.Error as error:
-            self._failure = store.fault(error)
+            self._failure = tables.fault(error)
             raise self._failure from error
         self._writing = True
         self._id = self._txn.id()
         self._version = self._id << _VERSION_BITS
-        if self._id != store.last_id + 1:
-            store.catch_up(self._txn)
-        elif store.keys_grown_bytes > _MEASURE_AFTER_BYTES:
-            store.measure_keys(self._txn)
-        self._serial, self._declared = store.serial, store.declared_bytes
-        self._room = store.capacity_bytes - self._declared - store.keys_size_bytes - store.keys_grown_bytes
+        if self._id != tables.last_id + 1:
+            tables.catch_up(self._txn)
+        elif tables.keys_grown_bytes > _MEASURE_AFTER_BYTES:
+            tables.measure_keys(self._txn)
+        state = self._state = tables.state
+        if not state.open:
+            self.abort()
+            raise NotRunning(f"{tables.directory} is closed", hint="`virgo up` starts its node.")
+        self._room = (
+            state.capacity_bytes - state.declared_bytes - tables.keys_size_bytes - tables.keys_grown_bytes
+        )
         self._grown = 0
         return self._txn
 
@@ -105,12 +107,13 @@ class Batch:
 
     def _measure(self) -> None:
         """Know the room exactly; in between it is estimated from below, which costs nothing."""
-        self._store.measure_keys(self._txn)
+        self._tables.measure_keys(self._txn)
         self._grown = 0
-        self._room = self._store.capacity_bytes - self._declared - self._store.keys_size_bytes
+        used = self._state.declared_bytes + self._tables.keys_size_bytes
+        self._room = self._state.capacity_bytes - used
 
     def _fail(self, error: lmdb.Error) -> VirgoError:
-        failure = self._store.fault(error)
+        failure = self._tables.fault(error)
         self.abort()
         self._failure = failure
         return failure
@@ -123,26 +126,26 @@ class Batch:
         if not self._writing:
             return
         self._writing = False
-        store = self._store
+        tables = self._tables
         try:
-            if self._serial != store.serial or self._declared != store.declared_bytes:
-                txn.put(b"state", store.state(self._serial, self._declared))
+            if self._state is not tables.state or tables.untold:
+                txn.put(STATE, self._state.encode())
             txn.commit()
         except lmdb.Error as error:
             txn.abort()
-            self._failure = store.fault(error)
+            self._failure = tables.fault(error)
             raise self._failure from error
-        store.serial, store.declared_bytes, store.last_id = self._serial, self._declared, self._id
-        store.keys_grown_bytes += self._grown
-        if store.pressed:
-            store.age()
+        tables.state, tables.last_id, tables.untold = self._state, self._id, False
+        tables.keys_grown_bytes += self._grown
+        if tables.pressed:
+            tables.age()
 
     def abort(self) -> None:
         """Drop the changes."""
         txn, self._txn = self._txn, None
         if self._writing:
             self._writing = False
-            self._store.keys_grown_bytes = _MEASURE_AFTER_BYTES + 1  # it may have been measured with these
+            self._tables.keys_grown_bytes = _MEASURE_AFTER_BYTES + 1  # it may have been measured with these
             txn.abort()
 
     def _put(self, database: Any, key: bytes, value: bytes) -> None:
@@ -157,139 +160,37 @@ class Batch:
         except lmdb.Error as error:
             raise self._fail(error) from error
 
-    # --- room and serials -----------------------------------------------------------------------
-
-    def room_bytes(self) -> int:
-        """What may still be declared or kept as keys."""
-        self._write()
-        self._measure()
-        return self._room
-
-    def declare(self, change_bytes: int) -> None:
-        """Reserve room, or give it back. Raises PoolFull."""
-        self._write()
-        if change_bytes > max(0, self._room):
-            self._measure()
-        if change_bytes > max(0, self._room):
-            raise PoolFull(f"{change_bytes} bytes are asked for, {max(0, self._room)} are free on this node")
-        self._declared += change_bytes
-        self._room -= change_bytes
-
-    def next_serial(self) -> int:
-        """A number that this store has never given before."""
-        self._write()
-        serial = self._serial + 1
-        self._store.raise_ceiling(serial)
-        self._serial = serial
-        return serial
-
-    # --- regions ------------------------------------------------------------------------------
-
-    def data(self, identifier: int) -> bytes | None:
-        """The value of a plain region, None if there is none (unknown, never set, or spread)."""
-        found: bytes | None = self._read().get(_pack_id(identifier), None, self._store.data)
-        return found
-
-    def region(self, identifier: int) -> Region | None:
-        """The region, None if it is unknown."""
-        record = self._read().get(_pack_id(identifier), None, self._store.regions)
-        return None if record is None else Region.decode(record)
-
-    def put_region(self, identifier: int, region: Region) -> None:
-        """Keep the region; a plain one's size has to be declared."""
-        self._put(self._store.regions, _pack_id(identifier), region.encode())
-
-    def put_data(self, identifier: int, value: bytes) -> None:
-        """Set the value of a plain region."""
-        self._put(self._store.data, _pack_id(identifier), value)
-
-    def delete_region(self, identifier: int, region: Region) -> None:
-        """Forget the region and its value."""
-        key = _pack_id(identifier)
-        self._delete(self._store.regions, key)
-        if not region.spread:
-            self._delete(self._store.data, key)
-            self.declare(-region.size)
-
-    # --- chunks of spread regions, whose home may be another node -----------------------------
-
-    def reserved(self, identifier: int) -> int:
-        """Bytes reserved here for chunks of a region."""
-        record = self._read().get(_pack_id(identifier), None, self._store.reserved)
-        return _U64.unpack(record)[0] if record else 0
-
-    def reserve(self, identifier: int, total_bytes: int) -> None:
-        """Reserve that much for chunks of a region; with 0 its chunks go too. Raises PoolFull."""
-        before = self.reserved(identifier)
-        if total_bytes == before:
-            return
-        self.declare(total_bytes - before)
-        key = _pack_id(identifier)
-        if total_bytes:
-            self._put(self._store.reserved, key, _U64.pack(total_bytes))
-        else:
-            self._delete(self._store.reserved, key)
-            for version in {version for _, version in self.chunk_versions(identifier)}:
-                self.drop_chunks(identifier, version)
-
-    def chunk(self, identifier: int, version: int, index: int) -> bytes | None:
-        """One chunk."""
-        found: bytes | None = self._read().get(
-            _CHUNK.pack(identifier, version, index), None, self._store.chunks
-        )
-        return found
-
-    def put_chunk(self, identifier: int, version: int, index: int, data: bytes) -> None:
-        """Keep one chunk."""
-        self._put(self._store.chunks, _CHUNK.pack(identifier, version, index), data)
-
-    def drop_chunks(self, identifier: int, version: int) -> int:
-        """Forget all chunks of one version; returns how many there were."""
-        prefix, keys = _CHUNK.pack(identifier, version, 0), []
-        for key in self._keys_from(self._store.chunks, prefix):
-            if key[:16] != prefix[:16]:
-                break
-            keys.append(key)
-        for key in keys:
-            self._delete(self._store.chunks, key)
-        return len(keys)
-
-    def chunk_versions(self, identifier: int | None = None) -> Iterator[tuple[int, int]]:
-        """(region, version) of the chunks here, of one region or of all."""
-        key = _CHUNK.pack(identifier or 0, 0, 0)
-        cursor = self._read().cursor(self._store.chunks)
-        while cursor.set_range(key):
-            region, version, _ = _CHUNK.unpack(cursor.key())
-            if identifier is not None and region != identifier:
-                return
-            yield region, version
-            key = _CHUNK.pack(region, version, 2**32 - 1)
-
-    def reservations(self) -> Iterator[tuple[int, int]]:
-        """(region, bytes) of all reservations here."""
-        for key, value in self._read().cursor(self._store.reserved):
-            yield _U64.unpack(key)[0], _U64.unpack(value)[0]
-
     def _keys_from(self, database: Any, key: bytes) -> Iterator[bytes]:
         cursor = self._read().cursor(database)
         if cursor.set_range(key):
             yield from cursor.iternext(keys=True, values=False)
+
+    # --- values of plain regions ---------------------------------------------------------------
+
+    def data(self, identifier: int) -> bytes | None:
+        """The value of a plain region, None if there is none (unknown, never set, or spread)."""
+        found: bytes | None = self._read().get(_pack_id(identifier), None, self._tables.data)
+        return found
+
+    def put_data(self, identifier: int, value: bytes) -> None:
+        """Set the value of a plain region."""
+        self._put(self._tables.data, _pack_id(identifier), value)
 
     # --- keys ---------------------------------------------------------------------------------
 
     def count_get(self, hit: bool) -> None:
         """Take note of a hit or a miss."""
         if hit:
-            self._store.hits += 1
+            self._tables.hits += 1
         else:
-            self._store.misses += 1
+            self._tables.misses += 1
 
     def key(self, stored: bytes) -> bytes | None:
         """A key's record, past its time or not."""
         txn = self._txn
         if txn is None:
-            txn = self._txn = self._store.env.begin()
-        found: bytes | None = txn.get(stored, None, self._store.keys)
+            txn = self._txn = self._tables.env.begin()
+        found: bytes | None = txn.get(stored, None, self._tables.keys)
         return found
 
     def put_plain(self, stored: bytes, value: bytes) -> None:
@@ -306,7 +207,7 @@ class Batch:
         self._version += 1
         self._keep(stored, keyspace.encode_entry(entry, self._version))
         if entry.expires_ms:
-            self._put(self._store.due, _U64.pack(entry.expires_ms) + stored, b"")
+            self._put(self._tables.due, _U64.pack(entry.expires_ms) + stored, b"")
         return self._version
 
     def _keep(self, stored: bytes, record: bytes) -> None:
@@ -318,7 +219,7 @@ class Batch:
             if more > max(0, self._room):
                 raise PoolFull(f"a key of {len(record)} bytes is set, {max(0, self._room)} are free here")
         try:
-            self._txn.put(stored, record, True, True, False, self._store.keys)
+            self._txn.put(stored, record, True, True, False, self._tables.keys)
         except lmdb.Error as error:
             raise self._fail(error) from error
         self._room -= growth
@@ -326,15 +227,15 @@ class Batch:
 
     def delete_key(self, stored: bytes) -> bool:
         """Forget a key; False if there was none."""
-        if not self._delete(self._store.keys, stored):
+        if not self._delete(self._tables.keys, stored):
             return False
         self._version += 1
-        self._put(self._store.gone, stored[:2], _U64.pack(self._version))
+        self._put(self._tables.gone, stored[:2], _U64.pack(self._version))
         return True
 
     def gone(self, stored: bytes) -> int:
         """The version as of which a key of the slot, or all keys, were last forgotten here; 0 for never."""
-        get, database = self._read().get, self._store.gone
+        get, database = self._read().get, self._tables.gone
         found = (get(stored[:2], None, database), get(_FLUSHED, None, database))
         return max(_U64.unpack(version)[0] if version else 0 for version in found)
 
@@ -347,7 +248,7 @@ class Batch:
         """
         found: list[bytes] = []
         current = slot
-        for seen, stored in enumerate(self._keys_from(self._store.keys, keyspace.SLOT_PREFIXES[slot])):
+        for seen, stored in enumerate(self._keys_from(self._tables.keys, keyspace.SLOT_PREFIXES[slot])):
             here = stored[0] << 8 | stored[1]
             if here != current:
                 if seen >= count:
@@ -359,23 +260,23 @@ class Batch:
 
     def count_keys(self) -> int:
         """How many keys there are, those included that are past their time but not yet removed."""
-        return int(self._read().stat(self._store.keys)["entries"])
+        return int(self._read().stat(self._tables.keys)["entries"])
 
     def flush_keys(self) -> None:
         """Forget all keys."""
         try:
             txn = self._write()
-            txn.drop(self._store.keys, delete=False)
-            txn.drop(self._store.due, delete=False)
+            txn.drop(self._tables.keys, delete=False)
+            txn.drop(self._tables.due, delete=False)
             self._version += 1
-            txn.put(_FLUSHED, _U64.pack(self._version), db=self._store.gone)
+            txn.put(_FLUSHED, _U64.pack(self._version), db=self._tables.gone)
         except lmdb.Error as error:
             raise self._fail(error) from error
 
     def expire_keys(self, now_ms: int, count: int) -> int:
         """Remove up to `count` keys whose time has passed; returns how many were looked at."""
         due: list[bytes] = []
-        for entry in self._keys_from(self._store.due, b"\0"):
+        for entry in self._keys_from(self._tables.due, b"\0"):
             if len(due) >= count or _U64.unpack_from(entry)[0] > now_ms:
                 break
             due.append(entry)
@@ -387,5 +288,5 @@ class Batch:
             # A key that was set anew has another expiry, or none.
             if record and keyspace.decode_entry(record).expires_ms == _U64.unpack_from(entry)[0]:
                 self.delete_key(stored)
-            self._delete(self._store.due, entry)
+            self._delete(self._tables.due, entry)
         return len(due)

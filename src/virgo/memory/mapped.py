@@ -25,7 +25,7 @@ from virgo.limits import MEMORY_READERS_MAX
 from virgo.memory import keyspace
 from virgo.memory.entries import now_ms
 from virgo.memory.keyspace import HEAD_BYTES
-from virgo.memory.store import DATABASES, IDENTITY
+from virgo.memory.tables import DATABASES, IDENTITY
 
 _pack_id = struct.Struct(">Q").pack
 _maps: weakref.WeakValueDictionary[str, Mapped] = weakref.WeakValueDictionary()

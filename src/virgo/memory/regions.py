@@ -19,8 +19,8 @@ from virgo.errors import BadArgument, NodeLost, NoNode, PoolFull, UnknownId
 from virgo.limits import MEMORY_CHUNK_BYTES, MEMORY_PLACE_ATTEMPTS_MAX
 from virgo.members import Member, compose_id, node_of
 from virgo.memory import core
-from virgo.memory.batch import Batch
 from virgo.memory.core import Region
+from virgo.memory.owner import OwnerBatch
 from virgo.memory.spread import Spread
 from virgo.memory.store import Store
 from virgo.module import NodeServices
@@ -121,7 +121,7 @@ class Regions:
                 return member.number
         raise NoNode(f"no node named {name!r} is up")
 
-    def malloc_here(self, batch: Batch, size: int) -> int:
+    def malloc_here(self, batch: OwnerBatch, size: int) -> int:
         """A plain region on this node. Raises PoolFull."""
         batch.declare(size)
         identifier = compose_id(self._number, batch.next_serial())

@@ -1,0 +1,173 @@
+"""The tables of a node's store as a process has them open: the owner, or a client that may write.
+
+Knows what must be known to change something: how much room there is, which transaction was the last, what
+an error of LMDB means. Several processes write, one at a time: whoever finds that another one has written
+since catches up first.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+
+from virgo.errors import BadArgument, DiskFull, FileRefused, PoolFull, VirgoError
+from virgo.limits import MiB
+
+DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due", "gone")
+STATE, IDENTITY = b"state", b"identity"
+_STATE = struct.Struct("<QQQ?")
+_PAGE_BYTES: int = os.sysconf("SC_PAGE_SIZE")  # LMDB's pages are the system's
+_NEARLY_FULL_BYTES = 1 * MiB
+_READERS_CHECK_TRANSACTIONS = 64  # so that looking costs nothing, and little can be written in between
+
+
+class State(NamedTuple):
+    """What the owner lets the others know.
+
+    Attributes:
+        serial: the last serial given to a region.
+        declared_bytes: of regions and reservations.
+        capacity_bytes: how much these and the keys may take together.
+        open: whether an owner has the store; one that was killed leaves it so.
+    """
+
+    serial: int = 0
+    declared_bytes: int = 0
+    capacity_bytes: int = 0
+    open: bool = False
+
+    def encode(self) -> bytes:
+        """The record under STATE."""
+        return _STATE.pack(*self)
+
+    @classmethod
+    def read(cls, txn: Any) -> State:
+        """The state as of a transaction."""
+        record = txn.get(STATE)
+        return cls(*_STATE.unpack(record)) if record else cls()
+
+
+class Tables:
+    """The tables, open.
+
+    Args:
+        env: the LMDB environment.
+        directory: its files.
+        map_bytes: its address space.
+
+    Attributes:
+        regions, data, chunks, reserved, keys, due, gone: the databases.
+        state: as last written or read here.
+        untold: whether the next change has to write the state.
+        pressed: whether room may have run out; see `age`.
+        broken: why the files have to be opened anew, or "".
+        hits, misses: gets of keys that were there, or not.
+    """
+
+    def __init__(self, env: Any, directory: Path, map_bytes: int) -> None:
+        self.env = env
+        self.directory = directory
+        self.map_bytes = map_bytes
+        self.regions, self.data, self.chunks, self.reserved, self.keys, self.due, self.gone = (
+            env.open_db(name.encode()) for name in DATABASES
+        )
+        self.state = State()
+        self.untold = False
+        self.broken = ""
+        self.pressed = True
+        self.hits = self.misses = 0
+        self.keys_size_bytes = 0  # when they were last measured
+        self.keys_grown_bytes = 0  # at most, since then
+        self.last_id = 0  # of the last transaction that is known to have written
+        self._readers_checked_id = 0
+
+    def __repr__(self) -> str:
+        return f"<Tables in {self.directory}>"
+
+    def catch_up(self, txn: Any) -> None:
+        """Know what others have written. `txn` writes."""
+        self.state = State.read(txn)
+        self.measure_keys(txn)
+
+    def free_dead_readers(self) -> None:
+        """Now and then, once half of the map is in use: what a killed reader saw is kept until then."""
+        if self.last_id - self._readers_checked_id >= _READERS_CHECK_TRANSACTIONS:
+            self._readers_checked_id = self.last_id
+            if self.env.info()["last_pgno"] * _PAGE_BYTES > self.map_bytes // 2:
+                self.env.reader_check()
+
+    def age(self) -> None:
+        """Let pages that were just freed be used by the next change, after room had run out.
+
+        LMDB gives them out two transactions later. The next change would still fail for lack of them, and
+        as a failed one does not count as a transaction, so would all that follow.
+        """
+        try:
+            for _ in range(2):
+                with self.env.begin(write=True) as txn:
+                    txn.put(STATE, State.read(txn).encode())
+            self.pressed = False
+        except lmdb.Error:
+            self.pressed = True  # not even room for that: tried again with the next change
+
+    def fault(self, error: lmdb.Error) -> VirgoError:
+        """The typed error for one of LMDB; what it means for the tables is noted."""
+        failure = fault(self.directory, error)
+        if isinstance(failure, PoolFull | DiskFull):
+            self.pressed = True
+        elif isinstance(error, (lmdb.PanicError, lmdb.CorruptedError)):
+            self.broken = str(error)
+        return failure
+
+    # --- figures ------------------------------------------------------------------------------
+
+    def keys_bytes(self, txn: Any = None) -> int:
+        """Bytes of the pages that hold keys."""
+        if txn is None:
+            with self.env.begin() as reading:
+                stat = reading.stat(self.keys)
+        else:
+            stat = txn.stat(self.keys)
+        pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return pages * _PAGE_BYTES
+
+    def measure_keys(self, txn: Any) -> None:
+        """Take the exact size of the keys as the base of what is counted on."""
+        self.keys_size_bytes, self.keys_grown_bytes = self.keys_bytes(txn), 0
+
+    def used_bytes(self) -> int:
+        """What counts against the capacity."""
+        return self.state.declared_bytes + self.keys_bytes()
+
+    def file_bytes(self) -> int:
+        """What the file takes on the disk; it grows as values are set, and never shrinks."""
+        return (self.directory / "data.mdb").stat().st_blocks * 512
+
+    def room_bytes(self) -> int:
+        """What may still be added: within the capacity, and on the disk besides what is only declared."""
+        used = self.used_bytes()
+        disk = disk_free_bytes(self.directory) - max(0, used - self.file_bytes())
+        return max(0, min(self.state.capacity_bytes - used, disk))
+
+
+def disk_free_bytes(directory: Path) -> int:
+    """Room on the file system below."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
+
+
+def fault(directory: Path, error: lmdb.Error) -> VirgoError:
+    """The typed error for one of LMDB."""
+    what = f"the memory pool in {directory}"
+    if isinstance(error, (lmdb.MapFullError, lmdb.TxnFullError)):
+        return PoolFull(f"{what} is full")
+    if isinstance(error, lmdb.BadValsizeError):
+        return BadArgument(f"{what} does not take a key of that size", hint="1 to 500 bytes.")
+    # A short write is reported as an I/O error, so look at the disk itself.
+    if isinstance(error, lmdb.DiskError) or disk_free_bytes(directory) < _NEARLY_FULL_BYTES:
+        return DiskFull(f"the disk under {what} is full")
+    return FileRefused(f"{what}: {error}", hint="The node's log and the kernel's say more.")
