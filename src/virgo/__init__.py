@@ -14,35 +14,28 @@ The layout, ground floor first: `errors limits clock context config members home
 imports only from the floors below it. ARCHITECTURE.md follows one call through them.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from virgo._version import __version__ as __version__
-from virgo.cloud import Cloud as Cloud
-from virgo.cloud import connect as connect
-from virgo.cpu.exports import export as export
-from virgo.errors import VirgoError as VirgoError
-from virgo.syscalls import virgo_clone as virgo_clone
-from virgo.syscalls import virgo_close as virgo_close
-from virgo.syscalls import virgo_free as virgo_free
-from virgo.syscalls import virgo_get as virgo_get
-from virgo.syscalls import virgo_malloc as virgo_malloc
-from virgo.syscalls import virgo_open as virgo_open
-from virgo.syscalls import virgo_read as virgo_read
-from virgo.syscalls import virgo_set as virgo_set
-from virgo.syscalls import virgo_write as virgo_write
+from virgo.wire import near
 
 if TYPE_CHECKING:
     from virgo import aio as aio
-
-
-def __getattr__(name: str) -> Any:
-    """`virgo.aio` is imported on first use: asyncio takes longer to load than all the rest."""
-    if name == "aio":
-        import importlib
-
-        return importlib.import_module("virgo.aio")
-    raise AttributeError(f"module 'virgo' has no attribute {name!r}")
-
+    from virgo.cloud import Cloud as Cloud
+    from virgo.cloud import connect as connect
+    from virgo.cpu.exports import export as export
+    from virgo.errors import VirgoError as VirgoError
+    from virgo.syscalls import virgo_clone as virgo_clone
+    from virgo.syscalls import virgo_close as virgo_close
+    from virgo.syscalls import virgo_free as virgo_free
+    from virgo.syscalls import virgo_get as virgo_get
+    from virgo.syscalls import virgo_malloc as virgo_malloc
+    from virgo.syscalls import virgo_open as virgo_open
+    from virgo.syscalls import virgo_read as virgo_read
+    from virgo.syscalls import virgo_set as virgo_set
+    from virgo.syscalls import virgo_write as virgo_write
+    from virgo.wire.call import Runner
 
 __all__ = [
     "Cloud",
@@ -61,3 +54,35 @@ __all__ = [
     "virgo_set",
     "virgo_write",
 ]
+
+_HOMES = {
+    "Cloud": "virgo.cloud",
+    "VirgoError": "virgo.errors",
+    "connect": "virgo.cloud",
+    "export": "virgo.cpu.exports",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported on first use: the command line is up at once, and asyncio is left alone."""
+    if name == "aio":
+        found: Any = importlib.import_module("virgo.aio")
+    elif name in __all__:
+        found = getattr(importlib.import_module(_HOMES.get(name, "virgo.syscalls")), name)
+    else:
+        raise AttributeError(f"module 'virgo' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _connection() -> "Runner":
+    from virgo.syscalls import cloud
+
+    return cloud().client
+
+
+near.provide(_connection)

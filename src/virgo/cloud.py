@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from virgo import config as configuration
-from virgo.errors import BadArgument, BadConfig, Busy, NodeLost, NotRunning
+from virgo.errors import BadArgument, BadConfig, Busy, NodeLost, NotRunning, WrongType
 from virgo.home import socket_path
 from virgo.limits import NODE_START_S, REQUEST_DEADLINE_S
 from virgo.members import PORTS, Member
@@ -141,6 +141,8 @@ def places(
     target: str | None, *, token: str | None, home: str | Path | None, timeout_s: float, embedded: bool
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     """Where `connect` looks: how to reach each place, and whether its silence is final. See there."""
+    if not isinstance(timeout_s, int | float):
+        raise WrongType(f"timeout_s is {timeout_s!r:.40}, but must be a number", hint="It is in seconds.")
     if not timeout_s > 0:
         raise BadArgument(f"timeout_s is {timeout_s}, but must be more than 0", hint="It is in seconds.")
     environment = dict(os.environ) if home is None else {**os.environ, "VIRGO_HOME": str(home)}

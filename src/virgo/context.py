@@ -151,7 +151,7 @@ def decode(data: bytes, *, speaker: Identity) -> Context:
     """
     try:
         wire = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the context is malformed: {error}") from error
     if wire.time:
         clock.observe(wire.time)

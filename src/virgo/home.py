@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from virgo.errors import BadArgument, BadConfig
+from virgo.errors import BadArgument, BadConfig, Denied
 from virgo.limits import NAME_CHARS_MAX
 
 
@@ -80,11 +80,16 @@ def write_record(path: Path, value: Any) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The JSON record, or None if there is none."""
+    """The JSON record, or None if there is none. Raises Denied if it is another user's."""
     try:
         record = msgspec.json.decode(path.read_bytes())
     except (FileNotFoundError, msgspec.DecodeError):
         return None
+    except PermissionError as error:
+        raise Denied(
+            f"{path} belongs to another user",
+            hint=f"VIRGO_URL=unix:{path.parent}/NODE.sock leads to a node of that cloud, if it admits you.",
+        ) from error
     return record if isinstance(record, dict) else None
 
 

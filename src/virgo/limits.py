@@ -37,8 +37,23 @@ OUTPUT_STALL_S: Final = 60.0
 LOGIN_S: Final = 30.0
 # An authenticated connection idle for this long is closed; pools reconnect without a word.
 IDLE_S: Final = 3600.0
-# Connections of one listener: below the usual file descriptor limit with room for files.
+# Connections of one listener ...
 CONNECTIONS_MAX: Final = 10_000
+# ... and of all that come by TCP together: the process's descriptors but for these, which its files, its
+# engine and the Unix socket need.
+DESCRIPTORS_RESERVED: Final = 2_500
+# Connections of one TLS port that have not shown a certificate yet, and the time that each has for it.
+HANDSHAKES_MAX: Final = 500
+HANDSHAKE_S: Final = 5.0
+# What all connections of a node may hold in requests and answers: this share of the machine's memory (or of
+# the control group's), for what they hold is copied once or twice on its way ...
+CROWD_MEMORY_SHARE: Final = 0.25
+# ... but one value of this size at least.
+CROWD_BYTES_MIN: Final = 64 * MiB
+# How old the sum of that may be: to look at 10,000 connections takes milliseconds.
+CROWD_LOOK_S: Final = 0.02
+# Requests and answers from this size on are looked at closely.
+CROWD_LOOK_BYTES: Final = 1 * MiB
 # Default deadline of a client's request: long enough for a slow disk, short enough to notice.
 REQUEST_DEADLINE_S: Final = 30.0
 # A connection attempt to a peer; a dead host must be named within NODE_LOST_S.
@@ -135,6 +150,8 @@ MEMORY_RENAME_ATTEMPTS_MAX: Final = 100
 # Between MULTI and EXEC: a transaction holds up all others while it runs, and is kept in memory until then.
 MEMORY_QUEUED_COMMANDS_MAX: Final = 100_000
 MEMORY_QUEUED_BYTES_MAX: Final = 1 * GiB
+# Values of one answer to MGET together: as much as one value may have.
+MEMORY_REPLY_BYTES_MAX: Final = 1 * GiB
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.
 MEMORY_SCAN_KEYS_MAX: Final = 100_000
 

@@ -27,7 +27,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from virgo.cloud import Cloud, connect
-from virgo.wire.near import provide
 
 T = TypeVar("T")
 _connected: tuple[int, Cloud] | None = None
@@ -41,9 +40,6 @@ def cloud() -> Cloud:
         if _connected is None or _connected[0] != os.getpid():
             _connected = (os.getpid(), connect())
         return _connected[1]
-
-
-provide(lambda: cloud().client)
 
 
 def close() -> None:

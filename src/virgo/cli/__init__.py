@@ -35,6 +35,7 @@ def main() -> int:
             if getattr(sys, name) is None:  # closed by the shell: `virgo status >&-`
                 setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the process's life
         from virgo.cli.app import run
-    except KeyboardInterrupt:  # Ctrl-C before there was anything that could say more
+
+        return run()
+    except KeyboardInterrupt:  # Ctrl-C before, or after, there was anything that could say more
         return 130
-    return run()

@@ -66,7 +66,9 @@ def call(
             raise BadArgument("there is nothing to call", hint="Give a NAME; `virgo call --list` shows them.")
         result = run(cloud, name, words or [], node=node, timeout_s=timeout_s)
     if as_json:
-        render.print_json({"name": name, "result": _structured(result)})
+        binary = isinstance(result, bytes) and as_text(result) is None
+        shown = {"result": None, "base64": result} if binary else {"result": _structured(result)}
+        render.print_json({"name": name, **shown})
     elif isinstance(result, bytes):
         write_bytes(result)
         if result and not result.endswith(b"\n") and as_text(result) is not None:

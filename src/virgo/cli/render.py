@@ -22,6 +22,7 @@ STYLES: Final = {
 }  # fmt: skip
 # Into a pipe or file a table is as wide as its text: nobody folds lines for a program.
 _PIPED_WIDTH_CHARS: Final = 1000
+_WRAPPED_WIDTH_CHARS: Final = 12  # the least that a column is given whose text may take several lines
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -86,10 +87,18 @@ def table(
         cells = [printable(str(cell)) for cell in row]
         shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
     to = console()
+    # What must not be cut, as a pid, is kept whole: the terminal folds a line that is too long for it.
+    kept = (_width(index, columns, rows) for index, name in enumerate(columns) if name not in wrap)
+    to.width = max(to.width, sum(kept) + len(wrap) * _WRAPPED_WIDTH_CHARS + 2 * len(columns))
     with to.capture() as capture:
         to.print(shown)
     # Without the blanks that fill up the last column.
     sys.stdout.writelines(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+def _width(index: int, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
+    """Characters of the longest cell of a column."""
+    return max(len(columns[index]), *(len(printable(str(row[index]))) for row in rows), 0)
 
 
 @contextmanager

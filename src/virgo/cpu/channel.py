@@ -42,8 +42,8 @@ class CpuFuture(Future[Any]):
         return self.sent and not self.done()
 
     def cancel(self) -> bool:
-        """End it; True if it is cancelled, False if it had ended before."""
-        if not self.done():
+        """End it; True if it is cancelled, False if it had ended before, or is the parent process's."""
+        if not self.done() and self._channel.pid == os.getpid():
             self._channel.cancel([self])
         return self.cancelled()
 

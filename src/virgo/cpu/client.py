@@ -203,6 +203,8 @@ class CpuClient(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; wait for those outstanding, or cancel them."""
         self._shut = True
+        if self._channel.pid != os.getpid():  # forked: the calls are the parent's
+            return
         outstanding = self._channel.outstanding_futures()
         if cancel_futures and outstanding:
             self._channel.cancel(outstanding)

@@ -82,11 +82,11 @@ class CpuModule:
 
     async def stop(self) -> None:
         """End all workers and what they run."""
-        self._mailboxes.close()
         await self._published.stop()
         if self._pool is not None:
-            await self._pool.stop()
+            await self._pool.stop()  # calls fail with NodeLost, and those who wait for them are told
             self._pool = self._dispatcher = None
+        self._mailboxes.close()
 
     def stats(self) -> dict[str, Any]:
         """Workers and calls of this node, and the calls that it sent to others."""

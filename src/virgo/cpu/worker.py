@@ -82,11 +82,15 @@ class Worker:
 
     def serve(self, connection: socket.socket) -> None:
         """Run calls until the other side closes the connection."""
-        reader = hiredis.Reader()
+        reader, worker = hiredis.Reader(), os.getpid()
+        # A process that a call forks must not answer in the worker's place.
+        os.register_at_fork(after_in_child=connection.close)
         while data := connection.recv(_RECEIVE_BYTES):
             reader.feed(data)
             while (request := reader.gets()) is not False:
                 flags, outcome = self.handle(request)
+                if os.getpid() != worker:  # the call has returned in a process that it forked
+                    _leave()
                 head = b"*2\r\n$%d\r\n%b\r\n$%d\r\n" % (len(flags), flags, len(outcome))
                 if len(outcome) < _RECEIVE_BYTES:
                     connection.sendall(b"%b%b\r\n" % (head, outcome))
@@ -257,6 +261,14 @@ def _traceback(error: BaseException) -> str:
     except Exception as broken:  # noqa: BLE001 - it is the function's own class
         text = f"(the traceback could not be formatted: {type(broken).__name__})"
     return text[-16 * ERROR_TEXT_CHARS_MAX :]
+
+
+def _leave() -> None:
+    """End a process that a call forked, as if its part of the program were over."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)
 
 
 def _has_children() -> bool:

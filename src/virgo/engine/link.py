@@ -127,11 +127,12 @@ class Link:
     def __init__(self, options: LinkOptions) -> None:
         self.options = options
         self.url = options.urls[0]
-        self.version = ""
+        self.version = self.server_id = ""
         self.servers: tuple[str, ...] = options.urls
         self.reconnects = 0
         self.generation = 0  # rises with every new connection
         self.last_error = ""
+        self._failed_at: dict[str, float] = {}  # by URL, in monotonic time
         self._client: Client | None = None
         self._up = asyncio.Event()
         self._ended = asyncio.Event()
@@ -299,6 +300,7 @@ class Link:
                 await asyncio.sleep(RECONNECT_WAIT_S)
                 continue
             await self._ended.wait()
+            self._failed_at[self.url] = time.monotonic()
             self._up.clear()
             self._lose("the connection to the engine was lost")
             log.warning("connection to the engine at %s lost: %s", self.url, self.last_error or "closed")
@@ -307,7 +309,10 @@ class Link:
     async def _connect_any(self) -> Client | None:
         """A connection to any of the servers, with all listeners attached; None if none takes one."""
         known = [url for url in self.servers if url not in self.options.urls]
-        for url in (*self.options.urls, *random.sample(known, len(known))):
+        urls = [*self.options.urls, *random.sample(known, len(known))]
+        # One that has just failed comes last: it may hang, and others serve.
+        for url in sorted(urls, key=lambda url: self._failed_at.get(url, 0.0)):
+            self._failed_at[url] = time.monotonic()
             client = Client()
             try:
                 await self._connect(client, url)
@@ -318,6 +323,7 @@ class Link:
                 await _close(client)
                 raise
             else:
+                self._failed_at.pop(url, None)
                 return client
         return None
 
@@ -343,6 +349,7 @@ class Link:
         self.generation += 1
         self._client, self._ended, self.url = client, ended, url
         self.version = str(client._server_info.get("version", ""))
+        self.server_id = str(client._server_info.get("server_id", ""))
         self.servers = tuple(server.geturl() for server in client.servers) or self.servers
         late = self._listeners - attached  # made while we were connecting
         self._up.set()

@@ -58,12 +58,14 @@ class NatsEngine:
             notes=self._audit.notes,
         )
 
-    async def audit(self, *, monitor: str = "") -> Audit:
+    async def audit(self, *, monitor: str = "", trusted: bool = True) -> Audit:
         """Look at the server's version and settings.
 
         Args:
             monitor: URL of its monitoring port, `http://127.0.0.1:8222`, or several with commas between
                 them; "" if there is none in reach. A server of a cluster that is away is noted.
+            trusted: the configuration is our own, so it does not matter if it cannot be seen; otherwise one
+                of the monitoring ports must be that of the very server which answers us.
 
         Raises:
             UnsafeEngine: it can lose acknowledged data, and `unsafe` was not given to `connect`.
@@ -75,16 +77,22 @@ class NatsEngine:
             await self._jetstream.api("INFO", deadline=deadline)
         except Refused as refusal:
             unsafe.append(f"JetStream cannot be used with this account: {refusal}")
-        seen = 0
+        seen: set[str] = set()
         for url in filter(None, monitor.split(",")):
             try:
                 answer = await fetch_json(f"{url}/varz")
             except EngineUnavailable as error:
                 notes.append(f"a server's settings could not be seen: {error.message}")
             else:
-                seen += 1
-                unsafe += server_findings(msgspec.json.decode(answer))
-        if not seen:
+                settings = msgspec.json.decode(answer)
+                seen.add(settings.get("server_id", ""))
+                unsafe += server_findings(settings)
+        if monitor and not trusted and self._link.server_id not in seen:
+            unsafe.append(
+                "engine.monitor does not show the server that answers"
+                f"{f' ({notes[0]})' if notes else ': it is the monitoring port of another one'}"
+            )
+        elif not seen:
             notes.append("whether the server syncs before it acknowledges cannot be seen from a client")
         self._audit = Audit(tuple(dict.fromkeys(unsafe)), tuple(notes))
         if self._audit.unsafe and not self._jetstream.unsafe:
@@ -110,6 +118,7 @@ async def connect(
     replicas: int = 1,
     unsafe: bool = False,
     monitor: str = "",
+    trusted: bool = True,
     timeout_s: float = ENGINE_REQUEST_S,
 ) -> NatsEngine:
     """Connect to a NATS server or cluster and audit it.
@@ -122,7 +131,7 @@ async def connect(
         name: shown in the server's list of connections.
         replicas: copies of everything: 1, or 3 or 5 in a cluster.
         unsafe: go on with settings that can lose acknowledged data.
-        monitor: see `NatsEngine.audit`.
+        monitor, trusted: see `NatsEngine.audit`.
 
     Raises:
         EngineUnavailable: no server took the connection within `timeout_s`.
@@ -147,7 +156,7 @@ async def connect(
     await link.open(timeout_s)
     engine = NatsEngine(link, JetStream(link, replicas=replicas, unsafe=unsafe))
     try:
-        await engine.audit(monitor=monitor)
+        await engine.audit(monitor=monitor, trusted=trusted)
     except (EngineUnavailable, UnsafeEngine, asyncio.CancelledError):
         await link.close()
         raise

@@ -248,6 +248,12 @@ class EmbeddedServer:
             )
         self.adopted = False
         self._mark = ProcessMark.of(self._process.pid)
+        self.write_record()
+
+    def write_record(self) -> None:
+        """Write down which process the server is, if it runs. Raises OSError."""
+        if self._mark is None:
+            return
         write_record(
             self.record,
             {

@@ -116,6 +116,7 @@ def _tls_lines(tls: ServerTls, indent: str) -> list[str]:
         f"{indent}  key_file: {_quoted(tls.key)}",
         f"{indent}  ca_file: {_quoted(tls.authority)}",
         f"{indent}  verify: {'true' if tls.verify else 'false'}",
+        f'{indent}  min_version: "1.3"',
         f"{indent}  timeout: 5",
         f"{indent}}}",
     ]

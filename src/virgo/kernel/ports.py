@@ -17,6 +17,7 @@ from virgo.errors import PortTaken
 from virgo.members import PORTS
 
 _SETTINGS = Path("/proc/sys/net/ipv4")
+_CLOSED = "a connection that was just closed"
 _UNSEEN = "another process (its owner is not visible)"
 
 
@@ -31,7 +32,7 @@ def holder(port: int) -> str:
     chosen = found[0]
     if chosen.pid is None:
         if all(entry.status == psutil.CONN_TIME_WAIT for entry in found):
-            return "a connection that was just closed"
+            return _CLOSED
         return _UNSEEN
     try:
         name = psutil.Process(chosen.pid).name()
@@ -85,13 +86,15 @@ def port_taken(port: int, host: str = "") -> PortTaken:
             hint="Mend node.bind (--bind); `ip address` shows what this machine has.",
         )
     where = f"port {port} of {host}" if host else f"port {port}"
-    hint = "Stop that process, or choose other ports with --port-offset N."
+    by = holder(port)
+    remedy = "Wait a minute" if by == _CLOSED else "Stop that process"
+    hint = f"{remedy}, or choose other ports with --port-offset N."
     if exposed(port):
         hint += (
             f" Linux lends port {port} to outgoing connections; to keep it free:"
             f" sysctl -w net.ipv4.ip_local_reserved_ports={_reservation(port)}"
         )
-    return PortTaken(f"{where} is held by {holder(port)}", hint=hint)
+    return PortTaken(f"{where} is held by {by}", hint=hint)
 
 
 def _reservation(port: int) -> str:

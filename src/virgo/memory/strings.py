@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from virgo.errors import BadArgument
+from virgo.errors import BadArgument, TooLarge
+from virgo.limits import MEMORY_REPLY_BYTES_MAX
 from virgo.memory import decimals
 from virgo.memory.batch import Batch
 from virgo.memory.entries import (
@@ -39,8 +40,19 @@ def get(batch: Batch, request: list[bytes]) -> bytes | None:
 
 
 def mget(batch: Batch, request: list[bytes]) -> list[bytes | None]:
-    """MGET key [key...]."""
-    return [get(batch, [b"GET", key]) for key in request[1:]]
+    """MGET key [key...]. Raises TooLarge: all values together are too long for one answer."""
+    found: list[bytes | None] = []
+    size = 0
+    for key in request[1:]:
+        value = get(batch, [b"GET", key])
+        found.append(value)
+        size += len(value or b"")
+        if size > MEMORY_REPLY_BYTES_MAX:
+            raise TooLarge(
+                f"these values have more than {MEMORY_REPLY_BYTES_MAX} bytes together",
+                hint="Ask for fewer keys at once.",
+            )
+    return found
 
 
 def strlen(batch: Batch, request: list[bytes]) -> int:

@@ -200,7 +200,8 @@ def _check(session: Session, command: Command, request: list[bytes]) -> None:
     if verb is None:
         if command.name not in _IDLE:
             raise BadArgument(
-                f"{command.name} cannot be queued", hint="MULTI takes commands on keys: GET, SET, INCR, ..."
+                f"{request[0].decode('utf-8', 'backslashreplace')[:40]} cannot be queued",
+                hint="MULTI takes commands on keys: GET, SET, INCR, ...",
             )
         return
     verb.keys(request)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from virgo._version import __version__
 from virgo.context import current
-from virgo.errors import Denied, NotLoaded
+from virgo.errors import Denied, NotLoaded, UnknownCommand
 from virgo.members import PORTS
 from virgo.node.engines import read_access
 from virgo.wire.commands import Command
@@ -69,6 +70,19 @@ def absent(module: str) -> Command:
         name = request[0][:40].decode("utf-8", "backslashreplace")
         what = f"the module {module} is" if module else "the modules are"
         raise NotLoaded(f"{name}: {what} not loaded on this node")
+
+    return Command("*", refuse, "login", 0, None)
+
+
+def unserved(states: Callable[[], dict[str, str]]) -> Command:
+    """What a port answers to a name that it does not serve; `states` gives the modules' states."""
+
+    def refuse(_session: Session, request: list[bytes]) -> None:
+        name = request[0][:40].decode("utf-8", "backslashreplace")
+        for module, state in states().items():
+            if state != "up":
+                raise NotLoaded(f"{name} is not served here, and the module {module} is {state}")
+        raise UnknownCommand(f"no command {name!r} is served here")
 
     return Command("*", refuse, "login", 0, None)
 

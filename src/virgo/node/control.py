@@ -93,6 +93,25 @@ def start_detached(
         "VIRGO_UP": msgspec.json.encode(options).decode(),
     }
     pid = _spawn(environment, log_file(home, RECORD))
+    try:
+        _await_serving(home, options, pid, failure, progress)
+    except KeyboardInterrupt:  # who gives up the wait does not want the cloud either
+        os.kill(pid, signal.SIGTERM)
+        _await_end(pid)
+        raise
+
+
+def _await_end(pid: int) -> None:
+    """Wait for a supervisor that was told to stop."""
+    deadline = time.monotonic() + 4 * NODE_STOP_S
+    while not os.waitpid(pid, os.WNOHANG)[0] and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _await_serving(
+    home: Path, options: UpOptions, pid: int, failure: Path, progress: Callable[[str], None]
+) -> None:
+    """Return when all nodes serve. Raises what kept them from that."""
     deadline = time.monotonic() + 2 * NODE_START_S
     told: set[str] = set()
     while time.monotonic() < deadline:
@@ -142,9 +161,17 @@ def stop(home: Path) -> list[str]:
     """Stop what `virgo up` started under this home; returns what was stopped.
 
     Raises:
-        NotRunning: nothing runs here.
+        NotRunning: nothing runs here, or only what ends with the program that started it.
     """
     record = running(home)
+    if record is not None and record.get("owner") is not None:
+        owner = ProcessMark.from_json(record["owner"])
+        if owner.alive() and owner.pid != os.getpid():
+            raise NotRunning(
+                f"no `virgo up` runs under {home}: the node there was started by the program with pid"
+                f" {owner.pid}, and ends with it",
+                hint=f"`kill {owner.pid}` ends that program, and the node with it.",
+            )
     found = list(leftovers(home))
     if record is None and not found:
         raise NotRunning(f"nothing runs under {home}", hint="`virgo up` starts a cloud.")

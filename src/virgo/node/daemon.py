@@ -41,6 +41,7 @@ from virgo.wire import common
 from virgo.wire.address import Address
 from virgo.wire.auth import Authenticator
 from virgo.wire.commands import Command, CommandTable
+from virgo.wire.crowd import Crowd
 from virgo.wire.server import Listener, Service
 
 log = logging.getLogger("virgo.node")
@@ -70,6 +71,7 @@ class Node:
         self._id = ""
         self._state = "starting"
         self._tls: ssl.SSLContext | None = None
+        self._crowd = Crowd()
         self._machine = machine_id()
         self._started_ms = time.time_ns() // 1_000_000
         self._tables: dict[str, CommandTable] = {}
@@ -145,7 +147,7 @@ class Node:
         for place, table in self._tables.items():
             if place and place not in self._offered:
                 continue
-            table.fallback = None
+            table.fallback = node_commands.unserved(self.modules.states)
             others = [one for name, offered in self._offered.items() if name != place for one in offered]
             table.replace([*others, *self._offered.get(place, ()), *self._shared])
 
@@ -157,7 +159,7 @@ class Node:
         for module, port in self.ports.items():
             places.append((module, Address(host=self.config.node.bind, port=port, tls=tls is not None)))
         for place, address in places:
-            service = Service(self._tables[place], authenticator)
+            service = Service(self._tables[place], authenticator, crowd=self._crowd)
             listener = Listener(service, address, tls=tls if address.tls else None)
             try:
                 await listener.open()

@@ -65,6 +65,7 @@ class Access(msgspec.Struct, frozen=True):
     monitor: str = ""
     replicas: int = 1
     tls: bool = False
+    own: bool = False  # servers that VIRGO configures, so that their settings need not be looked at
 
 
 def access_path(home: Path) -> Path:
@@ -93,6 +94,7 @@ async def connect_engine(config: Config, *, name: str = "virgo") -> Engine:
         replicas=access.replicas,
         unsafe=config.engine.unsafe,
         monitor=access.monitor,
+        trusted=access.own,
     )
 
 
@@ -164,6 +166,11 @@ class LocalEngine:
             await self._probe.close()
         for server in self.servers:
             await server.stop()
+
+    def record(self) -> None:
+        """Write down again which processes the servers are. Raises OSError."""
+        for server in self.servers:
+            server.write_record()
 
     def describe(self) -> dict[str, Any]:
         """For `virgo status`."""
@@ -255,6 +262,7 @@ class LocalEngine:
             monitor=first.monitor,
             replicas=len(hosts) or self._count,
             tls=first.options.tls is not None,
+            own=True,
         )
 
     async def _joined(self) -> Access:

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from virgo.config import Config
+from virgo.cpu.programs import allowlist
 from virgo.errors import BadConfig, Busy, NotRunning, VirgoError, from_line
 from virgo.files.roots import check_present
 from virgo.home import log_file, node_directory, read_record, record_path, socket_path, write_record
@@ -38,6 +39,7 @@ log = logging.getLogger("virgo.up")
 Progress = Callable[[str], None]
 _BACKOFF_S_MIN = 0.3
 _POLL_S = 0.05
+_RECORD_CHECK_S, _RECORD_MISSING_MAX = 1.0, 3  # it is missing for a moment while it is written anew
 
 
 class UpOptions(msgspec.Struct, frozen=True):
@@ -139,6 +141,7 @@ class Supervisor:
         self.options = options
         self.progress = progress
         self.stopping = asyncio.Event()
+        self._unnoted = False  # whether the record does not tell the truth, for want of room
         self.engine = LocalEngine(config, options.engines, on_change=lambda: self._note("serving"))
         self.children = [
             Child(config.home, name, index, options.environment)
@@ -156,9 +159,10 @@ class Supervisor:
             VirgoError: something did not start; then all is stopped again.
         """
         self._check_alone()
-        # Refuse before anything runs: an unsafe bind, an export that is not there.
+        # Refuse before anything runs: an unsafe bind, an export or a program that is not there.
         server_tls(self.config)
         check_present(self.config.files)
+        allowlist(self.config.cpu.programs)
         self._record("starting")
         watchers: list[asyncio.Task[None]] = []
         try:
@@ -177,6 +181,7 @@ class Supervisor:
             if self.options.owner is not None:
                 watchers.append(asyncio.create_task(self._follow_owner(), name="owner"))
             self._record("serving")
+            watchers.append(asyncio.create_task(self._follow_record(), name="record"))
             notify("READY=1")
             serving()
             await self.stopping.wait()
@@ -233,9 +238,26 @@ class Supervisor:
     def _note(self, state: str) -> None:
         """Record the state if the disk takes it: it may be full, and that must keep nothing from going on."""
         try:
+            self.engine.record()
             self._record(state)
         except OSError as error:
-            log.warning("that the cloud is %s could not be recorded: %s", state, error)
+            if not self._unnoted:
+                log.warning("that the cloud is %s could not be recorded yet: %s", state, error)
+            self._unnoted = True
+        else:
+            self._unnoted = False
+
+    async def _follow_record(self) -> None:
+        """End when VIRGO_HOME was removed under us, for then nobody could find and stop what runs."""
+        path = record_path(self.config.home, RECORD)
+        missing = 0
+        while missing < _RECORD_MISSING_MAX:
+            await asyncio.sleep(_RECORD_CHECK_S)
+            if self._unnoted and path.exists():
+                self._note("serving")
+            missing = 0 if path.exists() else missing + 1
+        log.error("%s is gone: all that was started for it ends", path)
+        self.stopping.set()
 
     async def _follow_owner(self) -> None:
         """End when the owner has ended."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from virgo.errors import BadArgument
+from virgo.errors import BadArgument, WrongType
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -34,8 +34,12 @@ def parse(text: str, *, default_port: int = 0) -> Address:
     """The address that `str(address)` gave.
 
     Raises:
-        BadArgument: the text is no address.
+        BadArgument: the text is no address. WrongType: it is no text.
     """
+    if not isinstance(text, str):
+        raise WrongType(
+            f"an address is text, not {type(text).__name__}", hint="Write HOST:PORT or unix:/path."
+        )
     if text.startswith("unix:"):
         return Address(path=text.removeprefix("unix:"))
     tls = text.startswith(("tls:", "tls://"))

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from virgo.errors import BadArgument, UnknownCommand
+from virgo.errors import BadArgument, UnknownCommand, from_line
 from virgo.limits import REQUEST_ARGUMENTS_MAX
 
 if TYPE_CHECKING:
     from virgo.wire.session import Session
 
 Handler = Callable[["Session", list[bytes]], Any | Awaitable[Any]]
+
+
+# The name under which a reader hands on a line that is no request, with the error as its argument.
+MISREAD: Final = b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,13 @@ class Command:
             )
 
 
+def _refuse_line(_session: Session, request: list[bytes]) -> None:
+    raise from_line(request[1].decode("utf-8", "replace"))
+
+
+_MISREAD = Command("(line)", _refuse_line, "", 1, 1)
+
+
 def canonical(name: bytes) -> bytes:
     """The name under which a command is kept."""
     upper = name.upper()
@@ -101,7 +112,7 @@ class CommandTable:
         for command in commands:
             for name in (command.name, *command.aliases):
                 self._commands[canonical(name.encode())] = command
-        self.spellings = dict(self._commands)
+        self.spellings = {**self._commands, MISREAD: _MISREAD}
 
     def replace(self, commands: Iterable[Command]) -> None:
         """Serve these and no others."""

@@ -26,6 +26,7 @@ import hiredis
 
 from virgo.errors import BadRequest, TooLarge, VirgoError
 from virgo.limits import INLINE_BYTES_MAX, REQUEST_ARGUMENTS_MAX
+from virgo.wire.commands import MISREAD
 from virgo.wire.text import split_line
 
 Request = list[bytes]
@@ -62,7 +63,7 @@ class RequestReader:
         fault: the error that ended decoding, or None.
     """
 
-    __slots__ = ("_inside", "_line", "_open_bytes", "_reader", "_skip", "_tail", "fault", "request_bytes_max")
+    __slots__ = ("_inside", "_line", "_reader", "_skip", "_tail", "fault", "open_bytes", "request_bytes_max")
 
     def __init__(self, request_bytes_max: int) -> None:
         self.request_bytes_max = request_bytes_max
@@ -71,11 +72,11 @@ class RequestReader:
         self._inside = False  # between the elements of a request
         self._tail = b""  # the header that the last chunk cut, without its end
         self._skip = 0  # bytes until the end of the value that the last chunk cut
-        self._open_bytes = 0  # bytes of the request that is not complete yet, or somewhat more
+        self.open_bytes = 0  # bytes of the request that is not complete yet, or somewhat more
         self._line = b""  # an inline command without its end
 
     def __repr__(self) -> str:
-        return f"<RequestReader open_bytes={self._open_bytes} fault={self.fault}>"
+        return f"<RequestReader open_bytes={self.open_bytes} fault={self.fault}>"
 
     def read(self, chunk: bytes) -> list[Request]:
         """The requests that `chunk` completes; sets `fault` on what is no request."""
@@ -114,7 +115,10 @@ class RequestReader:
             if end < 0:
                 self._line = chunk[start:]
                 return b""
-            request = split_line(chunk[start:end].rstrip(b"\r"))
+            try:
+                request = split_line(chunk[start:end].rstrip(b"\r"))
+            except BadRequest as error:  # where the line ends is known, so the next one can be read
+                request = [MISREAD, error.to_line().encode("utf-8", "replace")]
             if request:
                 if request[0].lower() in (b"post", b"host:"):
                     # A web page that was led here must not get its body executed.
@@ -130,7 +134,7 @@ class RequestReader:
         if self._skip > len(chunk):
             self._reader.feed(chunk)
             self._skip -= len(chunk)
-            self._open_bytes += len(chunk)
+            self.open_bytes += len(chunk)
             return self._check_size()
         inside, complete = self._inside, len(requests)
         known = len(self._tail)  # bytes of `data` that hiredis has already
@@ -162,11 +166,11 @@ class RequestReader:
         if self._reader.has_data() or (self._inside and data[-2:] != b"\r\n"):
             self._settle(data, _walked(data, begin, left, len(requests) > since))
         if len(requests) > complete:
-            self._open_bytes = len(data) if self._inside or self._tail else 0
+            self.open_bytes = len(data) if self._inside or self._tail else 0
             return b""
         if inside and _AGGREGATE.search(data, start) and _walk(data, start, None).left is not None:
             raise _nested()  # found only now that the request is known to have gone on all the time
-        self._open_bytes += len(chunk)
+        self.open_bytes += len(chunk)
         return self._check_size()
 
     def _collect(self, requests: list[Request]) -> None:
@@ -204,11 +208,11 @@ class RequestReader:
             raise BadRequest(f"not RESP: {error}", hint="A request is an array of bulk strings.")
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._inside = False
-        self._open_bytes = 0
+        self.open_bytes = 0
         return data[stop.position :]
 
     def _check_size(self) -> bytes:
-        if self._open_bytes + self._skip > self.request_bytes_max:
+        if self.open_bytes + self._skip > self.request_bytes_max:
             raise TooLarge(f"a request may have {self.request_bytes_max} bytes here")
         return b""
 

@@ -16,10 +16,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from virgo.errors import VirgoError
+
+if TYPE_CHECKING:
+    import asyncio
 
 INTEGER_MAX: Final = 2**63 - 1
 LINE_END: Final = b"\r\n"

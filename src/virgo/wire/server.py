@@ -19,6 +19,8 @@ from virgo.errors import Busy, NotRunning, PortTaken, VirgoError
 from virgo.limits import CONNECTIONS_MAX, IDLE_S, LOGIN_S
 from virgo.wire.address import Address
 from virgo.wire.commands import CommandTable
+from virgo.wire.crowd import Crowd
+from virgo.wire.door import Door
 from virgo.wire.peer import PeerAuthenticator
 from virgo.wire.session import Session
 
@@ -28,10 +30,19 @@ _numbers = itertools.count(1)
 
 
 class Service:
-    """What a listener serves, and to whom it is connected."""
+    """What a listener serves, and to whom it is connected.
 
-    def __init__(self, table: CommandTable, authenticator: PeerAuthenticator) -> None:
+    Args:
+        table: the commands.
+        authenticator: says who asks.
+        crowd: what its connections are counted among; those of all listeners of a node.
+    """
+
+    def __init__(
+        self, table: CommandTable, authenticator: PeerAuthenticator, *, crowd: Crowd | None = None
+    ) -> None:
         self.table = table
+        self.crowd = crowd or Crowd()
         self.authenticator = authenticator
         self.loop = asyncio.get_running_loop()
         self.sessions: set[Session] = set()
@@ -47,12 +58,20 @@ class Service:
         """Take note of a connection, or say why it is refused."""
         if len(self.sessions) >= CONNECTIONS_MAX:
             return Busy(f"{CONNECTIONS_MAX} connections are open here")
+        if session.remote:
+            if self.crowd.full():
+                return Busy(f"{self.crowd.connections_max} connections have come to this node by TCP")
+            self.crowd.remote += 1
         self.sessions.add(session)
+        self.crowd.sessions.add(session)
         return None
 
     def forget(self, session: Session) -> None:
         """The connection is gone."""
-        self.sessions.discard(session)
+        if session in self.sessions:
+            self.sessions.remove(session)
+            self.crowd.sessions.discard(session)
+            self.crowd.remote -= session.remote
 
     async def sweep(self) -> None:
         """Close connections that never log in or have long been idle; runs until cancelled."""
@@ -74,10 +93,11 @@ class Listener:
         self.address = address
         self._tls = tls
         self._server: asyncio.Server | None = None
+        self._door: Door | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Listener {self.address} {'open' if self._server else 'closed'}>"
+        return f"<Listener {self.address} {'open' if self._server or self._door else 'closed'}>"
 
     async def __aenter__(self) -> Listener:
         await self.open()
@@ -96,19 +116,31 @@ class Listener:
             )
         else:
             listening = _bind_tcp(self.address)
-            self._server = await loop.create_server(
-                self.service.session, sock=listening, ssl=self._tls, backlog=_BACKLOG
-            )
+            if self._tls is None:
+                self._server = await loop.create_server(
+                    self.service.session, sock=listening, backlog=_BACKLOG
+                )
+            else:
+                listening.listen(_BACKLOG)
+                self._door = Door(listening, self._tls, self.service.crowd, self.service.session)
+                self._door.open()
         self._sweeper = loop.create_task(self.service.sweep(), name=f"sweep {self.address}")
+
+    def _abort_all(self) -> None:
+        for session in list(self.service.sessions):
+            session.abort()
 
     async def close(self) -> None:
         """Stop listening and close all connections of the service."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+            self._abort_all()
         if self._server is not None:
             self._server.close()
-            for session in list(self.service.sessions):
-                session.abort()
+            self._abort_all()
             self._server = None
             if self.address.path:
                 os.unlink(self.address.path)  # noqa: PTH108 - asyncio has no unlink, and this one is instant

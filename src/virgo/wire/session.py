@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from virgo import context as contexts
 from virgo.context import NOBODY, ROLES, Context, Identity
-from virgo.errors import Cancelled, DeadlineExceeded, Denied, NotAuthenticated, VirgoError
+from virgo.errors import BadArgument, Cancelled, DeadlineExceeded, NotAuthenticated, VirgoError
 from virgo.limits import (
     CONCURRENT_CALLS_MAX,
+    CROWD_LOOK_BYTES,
     EOF_GRACE_S,
     OUTPUT_PAUSE_BYTES,
     OUTPUT_STALL_S,
@@ -34,6 +36,7 @@ from virgo.limits import (
     REQUEST_UNAUTHENTICATED_BYTES_MAX,
 )
 from virgo.wire import resp
+from virgo.wire.answers import Answers, Slot
 from virgo.wire.commands import Command, CommandTable
 from virgo.wire.framing import RequestReader
 from virgo.wire.hooks import Batch, Interceptor
@@ -50,19 +53,6 @@ B = TypeVar("B", bound=Batch)
 _SMALL_BYTES = 512  # answers below this are not counted against OUTPUT_PAUSE_BYTES
 
 
-class _Slot:
-    """The place of an answer in the order of answers; `parts` is None until it is there."""
-
-    __slots__ = ("parts",)
-
-    def __init__(self, parts: list[bytes] | None = None) -> None:
-        self.parts = parts
-
-    def fail(self, error: VirgoError) -> None:
-        """Answer with an error."""
-        self.parts = [resp.error(error)]
-
-
 class Session(asyncio.Protocol):
     """One connection, as its commands see it.
 
@@ -71,6 +61,7 @@ class Session(asyncio.Protocol):
         protocol: RESP version, 2 or 3.
         client_name: what the client calls itself.
         last_seen: loop time of the last received bytes.
+        remote: whether it has come by TCP.
         attached: what commands keep for the connection, by a name of their own.
     """
 
@@ -82,6 +73,7 @@ class Session(asyncio.Protocol):
         self.protocol = 2
         self.client_name = ""
         self.peer = ""
+        self.remote = False
         self.attached: dict[str, Any] = {}
         self._allowed: frozenset[str] = frozenset({""})
         self._roles = self._allowed  # none while there is an interceptor, so that all is looked at closely
@@ -89,7 +81,7 @@ class Session(asyncio.Protocol):
         self._reader = RequestReader(REQUEST_UNAUTHENTICATED_BYTES_MAX)
         self._queue: deque[list[bytes]] = deque()
         self._queued_bytes = 0
-        self._pending: deque[_Slot] = deque()
+        self._answers = Answers()
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = False  # a request is being awaited that those behind it wait for
         self._exclusive = False  # that, or as many are being awaited as may be
@@ -172,6 +164,7 @@ class Session(asyncio.Protocol):
         transport = cast("asyncio.Transport", transport)  # uvloop's own class has its surface
         self._transport = transport
         transport.set_write_buffer_limits(high=OUTPUT_PAUSE_BYTES)
+        self.remote = transport.get_extra_info("socket").family != socket.AF_UNIX
         refusal = self.service.admit(self)
         if refusal is not None:
             transport.write(resp.error(refusal))
@@ -184,13 +177,20 @@ class Session(asyncio.Protocol):
         """Handle the requests that the chunk completes."""
         self.last_seen = self.service.loop.time()
         self._queue.extend(self._reader.read(data))
+        if self._reader.open_bytes > CROWD_LOOK_BYTES:
+            self._reader.fault = self._reader.fault or self.service.crowd.refusal()
         if self._exclusive or not self._writable:
             self._queued_bytes += len(data)
         self._drain()
 
+    def held_bytes(self) -> int:
+        """What the connection holds in requests and answers."""
+        waiting = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return self._reader.open_bytes + self._queued_bytes + self._answers.waiting_bytes + waiting
+
     def eof_received(self) -> bool:
         """The client will send no more: finish what is quick, unless it is gone altogether."""
-        if not (self._pending or self._queue) or self._transport is None or hung_up(self._transport):
+        if not (self._answers or self._queue) or self._transport is None or hung_up(self._transport):
             return False
         self._ended = True
         self._limit_tail()
@@ -211,7 +211,7 @@ class Session(asyncio.Protocol):
         self.service.forget(self)
         self._transport = None
         self._queue.clear()
-        self._pending.clear()
+        self._answers.clear()
         for timer in (self._stall, self._tail):
             if timer is not None:
                 timer.cancel()
@@ -239,8 +239,14 @@ class Session(asyncio.Protocol):
         The hottest loop of a node: what every request passes stands here, the rest in methods.
         """
         queue, out, writes, size = self._queue, list[bytes](), list[int](), 0
-        known, encode = self.service.table.spellings, resp.encode
-        while queue and not self._exclusive and self._writable and not self._closing:
+        known = self.service.table.spellings
+        while (
+            queue
+            and not self._exclusive
+            and self._writable
+            and not self._closing
+            and self._answers.waiting_bytes < QUEUED_BYTES_MAX
+        ):
             request = queue.popleft()
             result: Any
             try:
@@ -255,6 +261,7 @@ class Session(asyncio.Protocol):
                     if len(result) < resp.LARGE_BYTES or command.writes:
                         data = b"$%d\r\n%b\r\n" % (len(result), result)
                     else:
+                        self.service.crowd.make_room(len(result))
                         out += (b"$%d\r\n" % len(result), result)
                         data, size = resp.LINE_END, size + len(result)
                 elif kind is resp.Encoded:
@@ -264,7 +271,7 @@ class Session(asyncio.Protocol):
                     self._start(command, result, context or self._new_context())
                     continue
                 else:
-                    data = encode(result, self.protocol)
+                    data = self._encode(result)
                 if command.writes:
                     writes.append(len(out))
                 out.append(data)
@@ -306,15 +313,21 @@ class Session(asyncio.Protocol):
             raise NotAuthenticated("WITH needs a login first")
         context = contexts.decode(request[1] if len(request) > 1 else b"", speaker=self.identity)
         inner = request[2:]
-        command = self.service.table.find(inner[0] if inner else b"")
-        if command.name == "WITH":
-            raise Denied("WITH cannot be nested")
+        if not inner or inner[0].upper() == b"WITH":
+            raise BadArgument("WITH needs a command", hint="Usage: WITH context command [argument...]")
+        command = self.service.table.find(inner[0])
         if command.role not in ("", "login") and not context.identity.may(command.role):
             raise self._refusal(command, context.identity)
         command.check_arity(inner)
         context.check(command.name)
         with contexts.using(context):
             return command, command.handler(self, inner), context
+
+    def _encode(self, result: object) -> bytes:
+        """The answer for a result. Raises Busy if all connections hold too much already."""
+        data = resp.encode(result, self.protocol)
+        self.service.crowd.make_room(len(data))
+        return data
 
     def _refused(self, request: list[bytes], error: Exception) -> bytes:
         """The answer to a request that failed."""
@@ -332,8 +345,7 @@ class Session(asyncio.Protocol):
 
     def _start(self, command: Command, work: Coroutine[Any, Any, Any], context: Context) -> None:
         """Await the work in a task of its own; its answer keeps its place in the order."""
-        slot = _Slot()
-        self._pending.append(slot)
+        slot = self._answers.promise()
         with contexts.using(context):
             task = self.service.loop.create_task(self._await(command, work, context, slot))
         self._tasks.add(task)
@@ -343,26 +355,28 @@ class Session(asyncio.Protocol):
         self._exclusive = self._serial or len(self._tasks) >= CONCURRENT_CALLS_MAX
 
     async def _await(
-        self, command: Command, work: Coroutine[Any, Any, Any], context: Context, slot: _Slot
+        self, command: Command, work: Coroutine[Any, Any, Any], context: Context, slot: Slot
     ) -> None:
         try:
             async with asyncio.timeout(context.remaining_s()) as deadline:
                 result = await work
-            slot.parts = resp.parts(result, self.protocol)
+            parts = resp.parts(result, self.protocol)
+            self.service.crowd.make_room(sum(map(len, parts)))
+            self._answers.fill(slot, parts)
         except VirgoError as error:
-            slot.fail(error)
+            self._answers.fail(slot, error)
         except TimeoutError as error:
             if deadline.expired():
                 late = DeadlineExceeded(f"{command.name}: the deadline of the request has passed")
-                slot.fail(late)
+                self._answers.fail(slot, late)
             else:
-                slot.fail(defect([command.name.encode()], error))
+                self._answers.fail(slot, defect([command.name.encode()], error))
         except asyncio.CancelledError:
-            slot.fail(Cancelled(f"{command.name} was cancelled"))
+            self._answers.fail(slot, Cancelled(f"{command.name} was cancelled"))
             if self._transport is None:
                 raise
         except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
-            slot.fail(defect([command.name.encode()], error))
+            self._answers.fail(slot, defect([command.name.encode()], error))
         if not command.concurrent:
             self._serial = False
         self._exclusive = self._serial  # this one has ended, so there is room for another
@@ -382,10 +396,7 @@ class Session(asyncio.Protocol):
                 for position in writes:
                     out[position] = resp.error(failure)
         if out:
-            if self._pending:
-                self._pending.append(_Slot(out.copy()))
-            elif self._transport is not None:
-                resp.send(self._transport, out)
+            self._answers.add(out.copy(), self._transport)
             out.clear()
             writes.clear()
         if self._closing or self._ended:
@@ -407,13 +418,9 @@ class Session(asyncio.Protocol):
         """Send the answers that are there, in order; close if that was asked and all is sent."""
         if self._transport is None:
             return
-        ready: list[bytes] = []
-        while self._pending and self._pending[0].parts is not None:
-            ready += self._pending.popleft().parts or ()
-        if ready:
-            resp.send(self._transport, ready)
+        self._answers.flush(self._transport)
         over = self._closing or (self._ended and not self._queue and not self._exclusive)
-        if over and not self._pending:
+        if over and not self._answers:
             self._leave(self._transport)
 
     def _leave(self, transport: asyncio.Transport) -> None:

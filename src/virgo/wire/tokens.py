@@ -120,7 +120,7 @@ class TokenStore:
             raise BadArgument(f"there are {TOKENS_MAX} tokens already", hint="Remove some first.")
         secret = secrets.token_urlsafe(TOKEN_RANDOM_BYTES)
         token = Token(name=name, roles=chosen, sha256=_digest(secret), created_ms=wall_ms())
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self._directory)
         try:
             write_new(self._path(name), msgspec.json.encode(token) + b"\n")
         except FileExistsError:
@@ -150,6 +150,8 @@ class TokenStore:
         return self._directory / f"{name}.json"
 
     def _paths(self) -> Iterator[Path]:
+        if self._directory.exists() and not os.access(self._directory, os.R_OK | os.X_OK):
+            raise BadConfig(f"{self._directory} cannot be read by this user", hint="Only its owner can.")
         return self._directory.glob("[A-Za-z0-9]*.json")
 
     def _load(self, path: Path) -> Token:
@@ -192,6 +194,16 @@ def check_roles(roles: Iterable[str]) -> frozenset[str]:
     return chosen
 
 
+def make_private(directory: Path) -> None:
+    """Make a directory for its owner only, if it is not there: the owner of the one in which it lies."""
+    if directory.exists():
+        return
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        above = directory.parent.stat()
+        os.chown(directory, above.st_uid, above.st_gid)
+
+
 def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Create a file whole: it is there with all of its bytes, or not at all.
 
@@ -203,6 +215,9 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)  # whatever the umask took or left
+            if os.geteuid() == 0:  # what root puts into a service's directory is for the service
+                above = path.parent.stat()
+                os.fchown(file.fileno(), above.st_uid, above.st_gid)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
