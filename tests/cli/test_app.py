@@ -158,3 +158,22 @@ def test_the_shell_completes_names_of_the_cloud(cloud3: RunningCloud) -> None:
     assert complete("virgo malloc 1 --node ", cloud3.home) == ["n1", "n2", "n3"]
     assert "wordcount" in complete("virgo call word", cloud3.home)
     assert complete("virgo ls /n", cloud3.home) == ["/n1", "/n2", "/n3"]
+
+
+def test_the_command_can_be_interrupted_from_the_start() -> None:
+    """What is imported before Ctrl-C is looked after is next to nothing."""
+    program = "import sys, virgo.cli\nassert not {'typer', 'msgspec', 'ssl', 'asyncio'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_a_table_must_not_cut_is_kept_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal that is too narrow a number is never shown without its last digits."""
+    monkeypatch.setattr(render, "_PIPED_WIDTH_CHARS", 20)
+    render.table(
+        ("NODE", "PID", "WHAT"), [("n1", 123456, "some longer text"), ("n2", 7, "-")], wrap=("WHAT",)
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert any("123456" in line for line in lines)
+    assert " ".join(" ".join(lines).split()).startswith("NODE PID WHAT")

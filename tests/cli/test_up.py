@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,3 +152,58 @@ def test_an_export_that_is_not_there_is_named(home: Path, how: tuple[str, ...]) 
     assert hint.startswith("hint: Make or mount the directory")
     assert json.loads(virgo(home, "status", "--json").stdout)["nodes"] == []
     assert not (home / "engine").exists()
+
+
+def test_a_program_that_is_not_there_is_named(home: Path) -> None:
+    """`up` with an allowed program that cannot be executed says which, before anything runs."""
+    (home / "virgo.toml").write_text('[cpu]\nprograms = { none = ["/no/such/program"] }\n')
+    failed = virgo(home, "up", "--detach", status=1)
+    assert "cpu.programs: 'none'" in failed.stderr
+    assert not (home / "engine").exists()
+
+
+def test_ctrl_c_while_a_cloud_starts_leaves_nothing(home: Path, offset: int) -> None:
+    """Who interrupts `up --detach` before it returns has no cloud afterwards."""
+    words = [sys.executable, "-m", "virgo.cli", "up", "--nodes", "2", "-d", "--port-offset", str(offset)]
+    with subprocess.Popen(words, env={**os.environ, "VIRGO_HOME": str(home)}) as starting:
+        record = home / "run" / "up.json"
+        while not record.exists():
+            assert starting.poll() is None
+            time.sleep(0.01)
+        pid = json.loads(record.read_bytes())["process"]["pid"]
+        starting.send_signal(signal.SIGINT)
+        assert starting.wait(30) == 130
+    assert not alive(pid)
+    assert json.loads(virgo(home, "status", "--json").stdout)["nodes"] == []
+
+
+def test_nothing_outlives_its_home(home: Path, offset: int) -> None:
+    """A cloud whose VIRGO_HOME was removed ends, for nobody could find it any more."""
+    started = virgo(home, "up", "--detach", "--port-offset", offset, "--json")
+    processes = pids_of(json.loads(started.stdout))
+    shutil.rmtree(home)
+    deadline = time.monotonic() + 30
+    while any(map(alive, processes)):
+        assert time.monotonic() < deadline, [pid for pid in processes if alive(pid)]
+        time.sleep(0.05)
+    home.mkdir()
+
+
+def test_down_leaves_the_node_of_a_program(home: Path) -> None:
+    """What `virgo.connect()` started for a program is not what `up` started: `down` says whose it is."""
+    program = (
+        "import virgo, sys\ncloud = virgo.connect()\nsys.stdin.read()\nprint(cloud.cpu.clone(pow, 2, 3))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "VIRGO_HOME": str(home)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        while not (home / "run" / "n1.json").exists():
+            assert running.poll() is None
+            time.sleep(0.02)
+        left = virgo(home, "down")
+        assert f"pid {running.pid}" in left.stderr
+        assert running.communicate("", timeout=30)[0] == "8\n"

@@ -550,3 +550,53 @@ def _outer(x: int) -> float:
 
 def _inner(x: int) -> float:
     return 1 / x
+
+
+# --- forks ------------------------------------------------------------------------------------------
+
+
+def fork_and_return(seconds: float) -> str:
+    if os.fork() == 0:
+        time.sleep(seconds)
+        return "for nobody"
+    return "right"
+
+
+def test_what_a_call_forks_answers_nobody(cloud):
+    """A process that a call forked, and that returns from it too, does not answer in a later call's place."""
+    forking = cloud.cpu.submit_to(fork_and_return, (0.2,), node="n1")
+    others = [cloud.cpu.submit_to(echo_later, (number,), node="n1") for number in range(6)]
+    assert forking.result(30) == "right"
+    assert [one.result(30) for one in others] == list(range(6))
+
+
+def echo_later(number: int) -> int:
+    time.sleep(0.3)
+    return number
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_leaves_its_parents_calls_alone(cloud3):
+    """Closing the cloud, or cancelling, in a child returns at once, and the parent gets its results."""
+    with cloud3.connect() as parent:
+        future = parent.cpu.submit(where, 1.0)
+        until(lambda: future.sent)
+        child = os.fork()
+        if child == 0:
+            began = time.monotonic()
+            left = not future.cancel()
+            parent.close()
+            os._exit(0 if left and time.monotonic() - began < 1 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert future.result(30) in cloud3.names
+
+
+def test_calls_of_a_node_that_is_stopped_are_lost_and_not_cancelled(make_cloud):
+    """Who waits for a call when its node is shut down is told NodeLost: nobody has cancelled it."""
+    own = make_cloud(1)
+    with own.connect() as connected:
+        future = connected.cpu.submit(where, 60.0)
+        until(lambda: future.sent)
+        os.kill(own.node("n1")["pid"], signal.SIGTERM)
+        with pytest.raises(NodeLost):
+            future.result(30)

@@ -115,3 +115,28 @@ def test_what_cannot_be_seen_is_said(server: EmbeddedServer) -> None:
             assert seen.status().notes == ()
 
     asyncio.run(main())
+
+
+def test_a_monitor_that_is_not_the_servers_is_refused(
+    server: EmbeddedServer, own_server: EmbeddedServer
+) -> None:
+    """A configured monitoring port has to show the very server that answers, not another one, nor none."""
+
+    async def main() -> None:
+        await own_server.start()
+        login = {"user": server.user, "password": server.password, "trusted": False}
+        for monitor, words in (
+            (own_server.monitor, "another one"),
+            ("http://127.0.0.1:9", "monitoring port"),
+        ):
+            with pytest.raises(UnsafeEngine, match=words):
+                await connect(server.url, monitor=monitor, **login)
+            accepted = await connect(server.url, monitor=monitor, unsafe=True, **login)
+            assert "engine.monitor" in accepted.status().unsafe[0]
+            await accepted.close()
+        several = f"http://127.0.0.1:9,{own_server.monitor},{server.monitor}"
+        seen = await connect(server.url, monitor=several, **login)
+        assert seen.status().unsafe == ()
+        await seen.close()
+
+    asyncio.run(main())

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from virgo.engine.ports import choose_port
 from virgo.engine.server import EmbeddedServer, ServerOptions
 from virgo.engine.serverconf import Cluster, ServerTls
 from virgo.errors import Conflict, EngineUnavailable
+from virgo.limits import NODE_LOST_S
 from virgo.wire.authority import create_authority, issue
 
 
@@ -253,8 +255,9 @@ def test_calls_work_again_when_the_server_is_back(
     asyncio.run(main())
 
 
-def test_cluster_of_three_loses_its_leader_and_goes_on(tmp_path: Path) -> None:
-    """Three servers with TLS, the leader of a log killed: writes go on, nothing acknowledged is lost."""
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[list[EmbeddedServer]]:
+    """Three servers of a cluster with TLS between them; not started yet, stopped at the end."""
     create_authority(tmp_path / "ca")
     files = issue(tmp_path / "ca", "n1", hosts=["127.0.0.1"], node=True).files
     tls = ServerTls(files.certificate, files.key, files.authority)
@@ -272,10 +275,26 @@ def test_cluster_of_three_loses_its_leader_and_goes_on(tmp_path: Path) -> None:
         )
         for number, port in enumerate(routes)
     ]
+    yield servers
+
+    async def stop() -> None:
+        await asyncio.gather(*(server.stop() for server in servers))
+
+    asyncio.run(stop())
+
+
+async def start_all(servers: list[EmbeddedServer]) -> None:
+    """Start the servers of a cluster."""
+    await asyncio.gather(*(server.start(ready=False) for server in servers))
+    await asyncio.gather(*(server.wait_ready() for server in servers))
+
+
+def test_cluster_of_three_loses_its_leader_and_goes_on(cluster: list[EmbeddedServer]) -> None:
+    """Three servers with TLS, the leader of a log killed: writes go on, nothing acknowledged is lost."""
+    servers = cluster
 
     async def main() -> None:
-        await asyncio.gather(*(server.start(ready=False) for server in servers))
-        await asyncio.gather(*(server.wait_ready() for server in servers))
+        await start_all(servers)
         async with connected(*servers, replicas=3) as engine, connected(*servers, replicas=3) as other:
             writer = Writer(engine, "log", "w", 3)
             version = await other.registers.compare_and_set("r", b"0", version=0)
@@ -303,13 +322,31 @@ def test_cluster_of_three_loses_its_leader_and_goes_on(tmp_path: Path) -> None:
             assert lease is not None
             assert await other.leases.acquire("lease", "two", ttl_s=30) is None
 
-    async def stop() -> None:
-        await asyncio.gather(*(server.stop() for server in servers))
+    asyncio.run(main())
 
-    try:
-        asyncio.run(main())
-    finally:
-        asyncio.run(stop())
+
+def test_a_server_that_hangs_is_left_for_one_that_serves(cluster: list[EmbeddedServer]) -> None:
+    """Connected to a server of a cluster that is stopped, a client is back with another within seconds."""
+
+    async def main() -> None:
+        await start_all(cluster)
+        async with connected(*cluster, replicas=3) as engine:
+            version = await engine.registers.compare_and_set("r", b"0", version=0)
+            beats: list[bytes] = []
+            await engine.signals.subscribe("beat", beats.append)
+            hung = next(server for server in cluster if server.url == engine.status().url)
+            os.kill(hung.pid, signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                await wait_for(lambda: engine.status().url != hung.url and engine.status().connected)
+                assert time.monotonic() - began < NODE_LOST_S
+                await engine.signals.publish("beat", b"1")
+                await wait_for(lambda: beats == [b"1"])
+                await raise_register(engine, version)  # which may take an election
+            finally:
+                os.kill(hung.pid, signal.SIGCONT)
+
+    asyncio.run(main())
 
 
 async def leader_of(engine: NatsEngine, servers: list[EmbeddedServer], stream: str) -> EmbeddedServer:

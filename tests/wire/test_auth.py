@@ -257,3 +257,14 @@ def test_a_wrong_configuration_is_refused_at_start(tmp_path: Path, roles: dict[s
     """An identity or role that does not exist is BadConfig and not a silent default."""
     with pytest.raises(BadConfig):
         Authenticator(tmp_path, SecurityConfig(roles=roles))
+
+
+@pytest.mark.skipif(os.getuid() != 0 and not os.environ.get("CI"), reason="only root gives files away")
+def test_what_root_makes_for_a_service_is_the_services(tmp_path: Path) -> None:
+    """A token that root makes in another user's VIRGO_HOME is that user's, whose node has to read it."""
+    os.chown(tmp_path, 65534, 65534)
+    store = TokenStore(tmp_path)
+    store.create("ours", ["read"])
+    store.main()
+    for path in (tmp_path / "tokens", tmp_path / "tokens" / "ours.json", tmp_path / "token"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534), path

@@ -18,6 +18,7 @@ from virgo import context as contexts
 from virgo.context import Identity
 from virgo.errors import (
     BadArgument,
+    BadRequest,
     DeadlineExceeded,
     Denied,
     InternalFault,
@@ -381,3 +382,25 @@ def test_select_and_config_as_tools_expect(local: Served) -> None:
         assert client.execute("CONFIG", "GET", "save") == []
         with pytest.raises(BadArgument, match="one database"):
             client.execute("SELECT", 1)
+
+
+def test_a_mistyped_line_costs_neither_connection_nor_login(tcp: Served) -> None:
+    """Whoever forgets a quote in telnet is told so, in the order of the requests, and goes on."""
+    with raw(tcp) as plain:
+        lines = [f"AUTH {TOKEN!r}", 'VIRGO_TEST(a,"open)', "VIRGO_TEST 'a'b", "VIRGO_TEST(1, 2)", "QUIT"]
+        plain.sendall("".join(f"{line}\r\n" for line in lines).encode())
+        answer = plain.makefile("rb").read()
+    assert answer.startswith(b"+OK\r\n-BADREQ unbalanced quotes"), answer
+    assert answer.count(b"-BADREQ") == 2
+    assert answer.endswith(b"*2\r\n$1\r\n1\r\n$1\r\n2\r\n+OK\r\n"), answer
+
+
+def test_contexts_that_are_none_are_refused(local: Served) -> None:
+    """WITH without a command, within another, or with a context nested too deep is the client's fault."""
+    with Client(local.address) as client:
+        for words in (("{}",), ("{}", "with", "{}", "PING")):
+            with pytest.raises(BadArgument):
+                client.execute("WITH", *words)
+        with pytest.raises(BadRequest):
+            client.execute("WITH", '{"x":' + "[" * 5000 + "]" * 5000 + "}", "PING")
+        assert client.execute("PING") == b"PONG"

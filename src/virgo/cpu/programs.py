@@ -113,7 +113,8 @@ def run(label: str, command: Sequence[str], words: Sequence[bytes], *, node: str
     how = f"status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
     shown = complaint[-_STDERR_SHOWN_BYTES:].decode("utf-8", "replace").strip()
     message = f"{label} on node {node} ended with {how}" + (f": {shown}" if shown else "")
-    raise ProgramFailed(Failure(message, cause="program", node=node))
+    hint = "That is what it wrote to standard error." if shown else "It wrote nothing to standard error."
+    raise ProgramFailed(Failure(message, hint=hint, cause="program", node=node))
 
 
 def _read(process: subprocess.Popen[bytes]) -> tuple[bytes | None, bytes]:

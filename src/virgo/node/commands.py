@@ -13,7 +13,7 @@ from virgo.context import current
 from virgo.errors import Denied, NotLoaded, UnknownCommand
 from virgo.members import PORTS
 from virgo.node.engines import read_access
-from virgo.wire.commands import Command
+from virgo.wire.commands import Command, Handler
 from virgo.wire.resp import OK, Encoded
 from virgo.wire.session import Session
 
@@ -53,14 +53,29 @@ def commands(node: Node) -> list[Command]:
         node.stopping.set()
         return OK
 
+    def begun(handler: Handler) -> Handler:
+        """The handler, once the node knows its engine and the others."""
+
+        def handle(session: Session, request: list[bytes]) -> Any:
+            check_begun(node)
+            return handler(session, request)
+
+        return handle
+
     return [
-        Command("NODES", nodes, "read", 0, 1, usage="[ALL]", summary="Members that are up, as JSON."),
-        Command("STATUS", status, "read", 0, 0, summary="This node, its modules and engine, as JSON."),
+        Command("NODES", begun(nodes), "read", 0, 1, usage="[ALL]", summary="Members that are up, as JSON."),
+        Command("STATUS", begun(status), "read", 0, 0, summary="This node, its modules and engine, as JSON."),
         Command("MODULES", modules, "read", 0, 0, summary="Modules in load order, as JSON."),
         Command("WHOAMI", whoami, "login", 0, 0, summary="Your identity and roles, as JSON."),
         Command("ENGINE.ACCESS", engine_access, "admin", 0, 0, summary="How a joining machine gets to it."),
         Command("SHUTDOWN", stop, "admin", 0, 1, summary="Stop this node."),
     ]
+
+
+def check_begun(node: Node) -> None:
+    """Raise NotLoaded while the node has only just begun to start."""
+    if not node.begun:
+        raise NotLoaded(f"node {node.name} is starting", hint="Try again in a moment.")
 
 
 def absent(module: str) -> Command:
@@ -100,7 +115,8 @@ def describe(node: Node) -> dict[str, Any]:
 
 
 def info(node: Node) -> dict[str, dict[str, Any]]:
-    """The sections of INFO."""
+    """The sections of INFO. Raises NotLoaded while the node has only just begun to start."""
+    check_begun(node)
     member = node.describe()
     up = node.membership.view.up()
     sections: dict[str, dict[str, Any]] = {

@@ -122,13 +122,13 @@ def _await_serving(
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             reason = read_record(failure)
-            raise (
-                from_line(str(reason["error"]))
-                if reason
-                else NotRunning(
-                    f"`virgo up` ended at its start with status {os.waitstatus_to_exitcode(status)}",
-                    hint=f"Its log is {log_file(home, RECORD)}.",
-                )
+            if reason:
+                raise from_line(str(reason["error"]))
+            if not status:
+                raise NotRunning("`virgo up` was told to stop while it started", hint="Start it again.")
+            raise NotRunning(
+                f"`virgo up` ended at its start with status {os.waitstatus_to_exitcode(status)}",
+                hint=f"Its log is {log_file(home, RECORD)}.",
             )
         for name in options.nodes:
             if mine and name not in told and record_path(home, name).exists():

@@ -70,6 +70,7 @@ class Node:
         self.listeners: list[Listener] = []
         self._id = ""
         self._state = "starting"
+        self.begun = False  # whether the engine and the other nodes are known
         self._tls: ssl.SSLContext | None = None
         self._crowd = Crowd()
         self._machine = machine_id()
@@ -115,6 +116,7 @@ class Node:
         )
         stack.push_async_callback(self.peers.close)
         await self.membership.start()
+        self.begun = True
         stack.push_async_callback(self.membership.stop)
         await self.modules.start(discover(), lambda name: _Services(self, name))
         stack.push_async_callback(self.modules.stop)

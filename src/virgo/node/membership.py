@@ -7,6 +7,7 @@ directory and in the engine's registers `node/NAME` and `numbers`. While it runs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -25,6 +26,7 @@ from virgo.node.view import View
 
 log = logging.getLogger("virgo.node")
 _SUBJECT: Final = "virgo/beat"
+_ASKED_S: Final = 0.02  # before a beat that was asked for: several nodes often begin together
 _decode = msgspec.json.Decoder(Member).decode
 
 
@@ -124,6 +126,7 @@ class Membership:
         self._unsubscribe: Callable[[], Awaitable[None]] | None = None
         self._heard = asyncio.Event()
         self._was_silent = False
+        self._asked = asyncio.Event()  # a node has begun to live, and wants to hear who is up
         self.view = View(describe(), now=time.monotonic())
 
     def __repr__(self) -> str:
@@ -154,7 +157,7 @@ class Membership:
     async def run(self) -> None:
         """Beat and let leases run out, until cancelled."""
         while True:
-            await asyncio.sleep(MEMBER_BEAT_S)
+            await self._rest()
             await self.beat()
             now = time.monotonic()
             silent = self.view.silent(now=now)
@@ -164,6 +167,14 @@ class Membership:
             for member in self.view.expire(now=now):
                 log.warning("node %s is lost: no beat", member.name)
                 self._on_lost(member)
+
+    async def _rest(self) -> None:
+        """Until the next beat is due, or a new node wants to hear one."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MEMBER_BEAT_S):
+                await self._asked.wait()
+                await asyncio.sleep(_ASKED_S)
+        self._asked.clear()
 
     async def stop(self) -> None:
         """Say farewell."""
@@ -187,6 +198,9 @@ class Membership:
             return
         if member.number == self.view.own.number:
             self._heard.set()
+        known = self.view.get(member.number)
+        if known is None or known.started_ms != member.started_ms:
+            self._asked.set()
         was_up = self.view.is_up(member.number)
         if self.view.beat(member, now=time.monotonic()):
             log.info("node %s is up", member.name)

@@ -147,8 +147,9 @@ class ModuleHost:
         """Start all, in order; one that fails is retried in the background."""
         made = {name: (factory, services(name)) for name, factory in factories.items()}
         modules = {name: factory(given) for name, (factory, given) in made.items()}
-        for name in load_order({name: module.requires for name, module in modules.items()}):
-            entry = self._loaded[name] = Loaded(name, modules[name], made[name][1])
+        order = load_order({name: module.requires for name, module in modules.items()})
+        self._loaded = {name: Loaded(name, modules[name], made[name][1], "starting") for name in order}
+        for name, entry in self._loaded.items():
             await self._start(entry)
             self._watchers.append(asyncio.create_task(self._watch(entry), name=f"watch {name}"))
 

@@ -37,7 +37,7 @@ from virgo.limits import (
     NAME_CHARS_MAX,
 )
 from virgo.wire.auth import UNIT_NODE, UNIT_ROLE
-from virgo.wire.tokens import check_roles, write_new
+from virgo.wire.tokens import check_roles, make_private, write_new
 
 SECRET = "cluster.secret"  # noqa: S105 - the name of a file
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_CHARS_MAX - 1}}}")
@@ -74,7 +74,7 @@ def create_authority(directory: Path, *, name: str = "VIRGO", days: int = AUTHOR
         BadArgument: the name or the days are no good.
     """
     _check_name(name)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(directory)
     files = TlsFiles(directory / "ca.crt", directory / "ca.key", directory / "ca.crt")
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
@@ -135,7 +135,8 @@ def issue(
     certificate = builder.sign(authority_key, hashes.SHA256())
 
     target = into if into is not None else directory / "issued" / name
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(target.parent)
+    make_private(target)
     files = TlsFiles(target / "node.crt", target / "node.key", target / "ca.crt")
     _write(files, certificate, key)
     if not files.authority.exists():
