@@ -135,6 +135,10 @@ MEMORY_GET_ATTEMPTS_MAX: Final = 3
 MEMORY_READERS_MAX: Final = 4096
 # Slots of readers that died are freed this often; until then what they saw is kept.
 MEMORY_READERS_CHECK_S: Final = 10.0
+# For so long the node waits for the right to write its store before it looks for stopped clients ...
+MEMORY_WRITER_WAIT_S: Final = 0.1
+# ... and for so long before it kills them: within NODE_LOST_S the others would take the node for lost.
+MEMORY_WRITER_KILL_S: Final = 2.0
 # Chunks whose set died midway are looked for this often.
 MEMORY_SWEEP_S: Final = 60.0
 # Regions that a sweep asks a home about in one request.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import lmdb
@@ -17,6 +18,7 @@ import lmdb
 from virgo.errors import NotRunning, PoolFull, VirgoError
 from virgo.limits import MEMORY_SLOTS
 from virgo.memory import keyspace
+from virgo.memory.core import Region
 from virgo.memory.keyspace import Entry
 from virgo.memory.tables import STATE
 
@@ -28,7 +30,12 @@ _KEY_OVERHEAD_BYTES = 16  # LMDB's own, per entry of a page
 _MEASURE_AFTER_BYTES = 256 * 1024
 _VERSION_BITS = 20  # changes of one transaction that get versions of their own
 _FLUSHED = b"*"  # in `gone`: when all keys were forgotten
+_NOTHING, _TRUE = (None,), (True,)
 _pack_id = _U64.pack
+
+
+class Interrupted(VirgoError):
+    """The batch was given up by who came in between, and has to be begun anew; see `Batch.interrupt`."""
 
 
 class Batch:
@@ -37,6 +44,7 @@ class Batch:
     __slots__ = (
         "_failure",
         "_grown",
+        "_held",
         "_id",
         "_room",
         "_state",
@@ -44,6 +52,7 @@ class Batch:
         "_txn",
         "_version",
         "_writing",
+        "interrupted",
     )
 
     def __init__(self, tables: Tables) -> None:
@@ -51,6 +60,8 @@ class Batch:
         self._txn: Any = None
         self._writing = False
         self._failure: VirgoError | None = None
+        self._held: list[Any] = []  # the transaction that writes; see `_write`
+        self.interrupted = False
         self._room = 0
         self._grown = 0  # by keys, not counting what they replace
         self._state = tables.state
@@ -78,10 +89,17 @@ class Batch:
         self._txn = None
         try:
             tables.free_dead_readers()
-            self._txn = tables.env.begin(write=True)
+            tables.waiting_since = monotonic()
+            # As one step: a signal handler that comes in between finds the transaction, and can abort it.
+            self._held.extend(map(tables.env.begin, _NOTHING, _NOTHING, _TRUE))
+            if not self._held:
+                raise Interrupted
+            self._txn = self._held[0]
         except lmdb.Error as error:
             self._failure = tables.fault(error)
             raise self._failure from error
+        finally:
+            tables.waiting_since = 0.0
         self._writing = True
         self._id = self._txn.id()
         self._version = self._id << _VERSION_BITS
@@ -113,7 +131,7 @@ class Batch:
         self._room = self._state.capacity_bytes - used
 
     def _fail(self, error: lmdb.Error) -> VirgoError:
-        failure = self._tables.fault(error)
+        failure = Interrupted() if self.interrupted else self._tables.fault(error)
         self.abort()
         self._failure = failure
         return failure
@@ -122,19 +140,18 @@ class Batch:
         """Make the changes final. Raises PoolFull, DiskFull or FileRefused: then none took place."""
         if self._failure is not None:
             raise self._failure
-        txn, self._txn = self._txn, None
         if not self._writing:
+            self._txn = None
             return
-        self._writing = False
-        tables = self._tables
+        tables, txn = self._tables, self._txn
         try:
             if self._state is not tables.state or tables.untold:
                 txn.put(STATE, self._state.encode())
             txn.commit()
         except lmdb.Error as error:
-            txn.abort()
-            self._failure = tables.fault(error)
-            raise self._failure from error
+            raise self._fail(error) from error
+        self._txn, self._writing = None, False
+        self._held.clear()
         tables.state, tables.last_id, tables.untold = self._state, self._id, False
         tables.keys_grown_bytes += self._grown
         if tables.pressed:
@@ -142,11 +159,24 @@ class Batch:
 
     def abort(self) -> None:
         """Drop the changes."""
-        txn, self._txn = self._txn, None
-        if self._writing:
-            self._writing = False
+        self._txn, self._writing = None, False
+        if self._held:
             self._tables.keys_grown_bytes = _MEASURE_AFTER_BYTES + 1  # it may have been measured with these
-            txn.abort()
+            self._held.pop().abort()
+
+    def interrupt(self) -> None:
+        """Give it up, unless it is final already, for another batch of the same thread, which waits for it.
+
+        Whatever it is used for from then on fails with Interrupted, or with an error of LMDB.
+        """
+        if not self._held:
+            return
+        try:
+            self._held[0].id()
+        except lmdb.Error:  # it is final already
+            return
+        self.interrupted = True
+        self._held.pop().abort()
 
     def _put(self, database: Any, key: bytes, value: bytes) -> None:
         try:
@@ -232,6 +262,11 @@ class Batch:
         self._version += 1
         self._put(self._tables.gone, stored[:2], _U64.pack(self._version))
         return True
+
+    def region(self, identifier: int) -> Region | None:
+        """The region, None if it is unknown."""
+        record = self._read().get(_pack_id(identifier), None, self._tables.regions)
+        return None if record is None else Region.decode(record)
 
     def gone(self, stored: bytes) -> int:
         """The version as of which a key of the slot, or all keys, were last forgotten here; 0 for never."""

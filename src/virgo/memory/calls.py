@@ -8,16 +8,21 @@ from zlib import crc32
 
 import msgspec
 
-from virgo.errors import BadArgument, WrongType
+from virgo.errors import BadArgument, DiskFull, FileRefused, NotRunning, PoolFull, WrongType
 from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_SLOTS
 from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
-from virgo.memory.mapped import open_mapped
+from virgo.memory.batch import Batch
+from virgo.memory.core import check_fits
+from virgo.memory.mapped import ASK, open_mapped
+from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
 Key = bytes | str
 Data = bytes | bytearray | memoryview
 MISSING: Any = object()
+# Why a change cannot be made from here: the node may find room, on another node too, or say it better.
+_NODE_DECIDES = (NotRunning, PoolFull, DiskFull, FileRefused)
 
 
 class RegionInfo(msgspec.Struct, frozen=True):
@@ -44,6 +49,7 @@ class LocalInfo(msgspec.Struct, frozen=True):
     directory: str
     identity: str
     map_bytes: int
+    writable: bool = False  # whether we have the role to
 
 
 def encode_key(key: Key) -> bytes:
@@ -173,13 +179,13 @@ SLOTS: Call[list[int]] = Call(("MEMORY.SLOTS",), keyspace.decode_table)
 
 
 class Local:
-    """The connected node's store as read from here, and which keys are in it.
+    """The connected node's store as read and written from here, and which keys are in it.
 
     Raises:
         NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
     """
 
-    __slots__ = ("_data", "_key", "_number", "_table")
+    __slots__ = ("_change", "_data", "_key", "_number", "_table")
 
     def __init__(self, info: LocalInfo, table: list[int]) -> None:
         self._number = info.number
@@ -187,6 +193,7 @@ class Local:
         mapped = open_mapped(info.directory, info.identity, info.map_bytes)
         self._key = mapped.key
         self._data = mapped.data
+        self._change = mapped.change if info.writable and mapped.writable else None
 
     def __repr__(self) -> str:
         return f"<Local of node {self._number}>"
@@ -196,7 +203,51 @@ class Local:
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
         if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
             return MISSING
-        return self._key(keyspace.SLOT_PREFIXES[slot] + key)
+        found = self._key(keyspace.SLOT_PREFIXES[slot] + key)
+        return MISSING if found is ASK else found
+
+    def put(self, key: bytes, value: bytes) -> bool:
+        """Set a key that does not expire; False if the node is to be asked."""
+        slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
+        if self._change is None or self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
+            return False
+        stored = keyspace.SLOT_PREFIXES[slot] + key
+        try:
+            self._change(lambda batch: batch.put_plain(stored, value))
+        except _NODE_DECIDES:
+            return False
+        return True
+
+    def run(self, verb: Verb, request: tuple[Argument, ...]) -> Any:
+        """The reply to a command on one key; MISSING if the node is to be asked."""
+        words = [part if isinstance(part, bytes) else str(part).encode() for part in request]
+        key = words[1]
+        if self._change is None or self.lacks(key) or self._table[keyspace.slot_of(key)] != self._number:
+            return MISSING
+        if len(key) > MEMORY_KEY_BYTES_MAX:
+            return MISSING
+        try:
+            return self._change(lambda batch: verb.run(batch, words))
+        except _NODE_DECIDES:
+            return MISSING
+
+    def set_region(self, identifier: int, data: bytes) -> bool:
+        """Replace a plain region's value; False if the node is to be asked. Raises TooLarge."""
+        if self._change is None or identifier >> SERIAL_BITS != self._number:
+            return False
+
+        def put(batch: Batch) -> bool:
+            region = batch.writing().region(identifier)
+            if region is None or region.spread:
+                return False
+            check_fits(len(data), region.size, identifier)
+            batch.put_data(identifier, data)
+            return True
+
+        try:
+            return self._change(put)
+        except _NODE_DECIDES:
+            return False
 
     def region(self, identifier: int) -> Any:
         """A plain region's value; MISSING if the node is to be asked."""

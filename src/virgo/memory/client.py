@@ -5,9 +5,9 @@
         region.set(b"data")
 
 `cloud.memory` is a mapping of keys (bytes, or text as UTF-8) to bytes, over all nodes; a region is memory
-of a declared size with a cloud-unique id. When the connected node is on this machine and its files may be
-read, what it holds is read by mapping, with nobody in between; such reads are not in its figures of hits
-and misses. Everything else goes through the node.
+of a declared size with a cloud-unique id. When the connected node is on this machine and its files are ours,
+what it holds is read and written by mapping, with nobody in between; such reads are not in its figures of
+hits and misses. Everything else goes through the node.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from virgo.errors import NotRunning, UnknownCommand
 from virgo.memory import calls
 from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo
+from virgo.memory.mapped import step_aside
+from virgo.memory.verbs import DEL, GETDEL, SET, Verb
 from virgo.wire import near
-from virgo.wire.call import Runner, whole
+from virgo.wire.call import Call, Runner, whole
 
 __all__ = ["MemoryClient", "Region", "RegionInfo"]
 
+T = TypeVar("T")
 _SCAN_KEYS = 1000
 _TABLE_AGE_S_MIN = 0.05  # the slot table is not asked for more often
 
@@ -125,7 +128,7 @@ class MemoryClient(MutableMapping[Key, bytes]):
 
     Args:
         runner: runs the calls.
-        mapped: whether to read by mapping where that is possible.
+        mapped: whether to read and write by mapping where that is possible.
     """
 
     def __init__(self, runner: Runner, *, mapped: bool = True) -> None:
@@ -142,10 +145,15 @@ class MemoryClient(MutableMapping[Key, bytes]):
         """Whether the connected node's store is read by mapping."""
         return (self._local or self._attach()) is not None
 
+    def _run(self, call: Call[T]) -> T:
+        """Have the node do it."""
+        step_aside()
+        return self._runner.run(call)
+
     def _attach(self) -> Local | None:
         if self._seek_local:
             try:
-                self._local = Local(self._runner.run(calls.LOCAL), self._runner.run(calls.SLOTS))
+                self._local = Local(self._run(calls.LOCAL), self._run(calls.SLOTS))
             except (NotRunning, UnknownCommand):
                 self._local = None
             self._seek_local = False
@@ -162,7 +170,7 @@ class MemoryClient(MutableMapping[Key, bytes]):
         Raises:
             BadArgument, TooLarge: not 1 byte to 1 GiB. PoolFull: no room. NoNode: no such node is up.
         """
-        return Region(self, self._runner.run(calls.malloc(size, node)), size)
+        return Region(self, self._run(calls.malloc(size, node)), size)
 
     def region(self, identifier: int) -> Region:
         """The region of an id that someone else allocated."""
@@ -181,35 +189,49 @@ class MemoryClient(MutableMapping[Key, bytes]):
             else:
                 if found is not MISSING:
                     return found  # type: ignore[no-any-return]
-        return self._runner.run(calls.get_region(identifier))
+        return self._run(calls.get_region(identifier))
 
     def set_region(self, identifier: int, data: Data) -> None:
         """Replace a region's value."""
-        self._runner.run(calls.set_region(identifier, data))
+        local = self._local or self._attach()
+        if local is None or not local.set_region(whole(identifier, "the id"), calls.encode_data(data)):
+            self._run(calls.set_region(identifier, data))
 
     def free_region(self, identifier: int) -> None:
         """Free a region."""
-        self._runner.run(calls.free_region(identifier))
+        self._run(calls.free_region(identifier))
 
     def describe(self, identifier: int) -> RegionInfo:
         """What its home knows of a region."""
-        return self._runner.run(calls.describe(identifier))
+        return self._run(calls.describe(identifier))
 
     # --- keys ---------------------------------------------------------------------------------
+
+    def _do(self, verb: Verb, call: Call[T]) -> T:
+        """A command on one key: here if the key is, else by the node."""
+        local = self._local or self._attach()
+        if local is not None:
+            found = local.run(verb, call.request)
+            if found is not MISSING:
+                return call.decode(found)
+        result = self._run(call)
+        self._learn(calls.encode_key(call.request[1]))  # type: ignore[arg-type]
+        return result
 
     def _ask(self, key: Key) -> bytes | None:
         """A key's value from the node, for those that are not mapped or not here."""
         raw = calls.encode_key(key)
-        found = self._runner.run(calls.get_key(raw))
-        local = self._local
-        if found is not None and local is not None and local.lacks(raw):
-            self._renew_table(local)
+        found = self._run(calls.get_key(raw))
+        if found is not None:
+            self._learn(raw)
         return found
 
-    def _renew_table(self, local: Local) -> None:
-        if time.monotonic() - self._table_at >= _TABLE_AGE_S_MIN:
+    def _learn(self, raw: bytes) -> None:
+        """Know where a key is that the node has just found or made."""
+        local = self._local
+        if local is not None and local.lacks(raw) and time.monotonic() - self._table_at >= _TABLE_AGE_S_MIN:
             self._table_at = time.monotonic()
-            local.learn(self._runner.run(calls.SLOTS))
+            local.learn(self._run(calls.SLOTS))
 
     def _find(self, key: Key) -> bytes | None:
         local = self._local or self._attach()
@@ -236,27 +258,30 @@ class MemoryClient(MutableMapping[Key, bytes]):
             ttl_s: it expires after so many seconds.
             only_if: `absent` or `present`: set it only then.
         """
-        return self._runner.run(calls.set_key(key, value, ttl_s, only_if))
+        if ttl_s is None and not only_if:
+            self[key] = value
+            return True
+        return self._do(SET, calls.set_key(key, value, ttl_s, only_if))
 
     def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes]:
         """The values of those keys that are there."""
         wanted = list(keys)
-        values = self._runner.run(calls.get_keys(wanted)) if wanted else []
+        values = self._run(calls.get_keys(wanted)) if wanted else []
         return {key: value for key, value in zip(wanted, values, strict=True) if value is not None}
 
     def set_many(self, items: Mapping[Key, Data] | Iterable[tuple[Key, Data]]) -> None:
         """Set several keys in one request; each node's part is atomic, the whole is not."""
         pairs = list(items.items() if isinstance(items, Mapping) else items)
         if pairs:
-            self._runner.run(calls.set_keys(pairs))
+            self._run(calls.set_keys(pairs))
 
     def delete(self, *keys: Key) -> int:
         """Delete keys; returns how many there were."""
-        return self._runner.run(calls.delete_keys(keys)) if keys else 0
+        return self._run(calls.delete_keys(keys)) if keys else 0
 
     def pop(self, key: Key, default: Any = MISSING) -> Any:
         """The value of a key, which is deleted, in one step."""
-        found = self._runner.run(calls.take_key(key))
+        found = self._do(GETDEL, calls.take_key(key))
         if found is not None:
             return found
         if default is MISSING:
@@ -265,11 +290,11 @@ class MemoryClient(MutableMapping[Key, bytes]):
 
     def clear(self) -> None:
         """Delete all keys of the cloud; regions stay."""
-        self._runner.run(calls.flush())
+        self._run(calls.flush())
 
     def stats(self) -> dict[str, Any]:
         """Figures of the connected node's pool."""
-        return self._runner.run(calls.stats())
+        return self._run(calls.stats())
 
     def __getitem__(self, key: Key) -> bytes:
         found = self._find(key)
@@ -278,10 +303,14 @@ class MemoryClient(MutableMapping[Key, bytes]):
         return found
 
     def __setitem__(self, key: Key, value: Data) -> None:
-        self._runner.run(calls.set_key(key, value, None, ""))
+        local = self._local or self._attach()
+        raw, data = calls.encode_key(key), calls.encode_data(value)
+        if local is None or not local.put(raw, data):
+            self._run(calls.set_key(raw, data, None, ""))
+            self._learn(raw)
 
     def __delitem__(self, key: Key) -> None:
-        if not self._runner.run(calls.delete_keys([key])):
+        if not self._do(DEL, calls.delete_keys([key])):
             raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
@@ -297,19 +326,19 @@ class MemoryClient(MutableMapping[Key, bytes]):
             else:
                 if found is not MISSING:
                     return found is not None
-        return self._runner.run(calls.exists(raw))
+        return self._run(calls.exists(raw))
 
     def __iter__(self) -> Iterator[bytes]:
         """All keys, as bytes. One that is there from beginning to end comes once."""
         cursor = 0
         while True:
-            cursor, keys = self._runner.run(calls.scan(cursor, _SCAN_KEYS))
+            cursor, keys = self._run(calls.scan(cursor, _SCAN_KEYS))
             yield from keys
             if not cursor:
                 return
 
     def __len__(self) -> int:
-        return self._runner.run(calls.count_keys())
+        return self._run(calls.count_keys())
 
     def close(self) -> None:
         """Let go of the map; the runner is the caller's."""

@@ -1,10 +1,14 @@
-"""A node's store as mapped by other processes of its machine: reads with nobody in between.
+"""A node's store as mapped by other processes of its machine: reads and writes with nobody in between.
 
-Promises: what is read is a whole value that was acknowledged, as of some moment during the read; a process
-maps a store once, whatever number of clients share it; before a fork the map is closed, and parent and
-child each map anew when they next read.
+Promises: what is read is a whole value that was acknowledged, as of some moment during the read; a change
+takes place whole or not at all, is made one at a time with those of all other processes, and outlasts the
+process once it has returned; a process maps a store once, whatever number of clients share it; before a
+fork the map is closed, and parent and child each map anew when they next need it.
 
-Does not write, and does not know which node holds what: that is the client's business.
+Whoever is killed during a change leaves nothing of it, and the kernel lets the next one go on; one that is
+stopped is let go on by the node (see `guard`). Only processes of the files' owner may write.
+
+Does not know which node holds what: that is the client's business.
 """
 
 from __future__ import annotations
@@ -14,19 +18,24 @@ import struct
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 
 from virgo.errors import NotRunning
 from virgo.limits import MEMORY_READERS_MAX
 from virgo.memory import keyspace
-from virgo.memory.entries import now_ms
+from virgo.memory.batch import Batch, Interrupted
+from virgo.memory.entries import now_ms, tired
 from virgo.memory.keyspace import HEAD_BYTES
-from virgo.memory.tables import DATABASES, IDENTITY
+from virgo.memory.tables import DATABASES, IDENTITY, Tables
+from virgo.memory.writers import Announcement
 
+T = TypeVar("T")
+ASK: Any = object()  # the answer of a read that the node has to give
 _pack_id = struct.Struct(">Q").pack
 _maps: weakref.WeakValueDictionary[str, Mapped] = weakref.WeakValueDictionary()
 _registry = threading.RLock()
@@ -35,11 +44,11 @@ _CLOSE_WAIT_S = 1.0  # closing waits for the reads of other threads, which take 
 
 
 class Mapped:
-    """The store in `directory`, mapped for reading.
+    """The store in `directory`, mapped.
 
-    A read says that it is going on by an entry in `_active` and needs no lock, for a lock costs as much as
-    a third of the read; whoever closes the map first takes `_begin` away and then waits for the entries
-    to go. Under the interpreter's lock each of these steps is atomic.
+    A read or change says that it is going on by an entry in `_active` and needs no lock, for a lock costs
+    as much as a third of the read; whoever closes the map first takes `_begin` away and then waits for the
+    entries to go. Under the interpreter's lock each of these steps is atomic.
 
     Args:
         directory: of the store.
@@ -62,6 +71,8 @@ class Mapped:
         self._begin: Any = None
         self._keys: Any = None
         self._data: Any = None
+        self._tables: Tables | None = None  # to write with
+        self._announced: Announcement | None = None
         self._inode = 0
         self._check_at = 0.0
         with self._opening:
@@ -70,8 +81,13 @@ class Mapped:
     def __repr__(self) -> str:
         return f"<Mapped {self.directory} {'open' if self._env is not None else 'closed'}>"
 
-    def key(self, stored: bytes) -> bytes | None:
-        """The value of a key, None if it is absent. Raises NotRunning."""
+    @property
+    def writable(self) -> bool:
+        """Whether changes can be made from here."""
+        return self._tables is not None
+
+    def key(self, stored: bytes) -> Any:
+        """The value of a key, None if it is absent, ASK if its use is to be noted. Raises NotRunning."""
         self._enter(None)
         try:
             if monotonic() > self._check_at:
@@ -84,11 +100,11 @@ class Mapped:
         if record is None:
             return None
         if record[0] == 0:
-            return record[HEAD_BYTES:]  # type: ignore[no-any-return]
+            return record[HEAD_BYTES:]
         entry = keyspace.decode_entry(record)
         if entry.expires_ms and entry.expires_ms <= now_ms():
             return None
-        return entry.value
+        return ASK if entry.sliding_ms and tired(entry) else entry.value
 
     def data(self, identifier: int) -> bytes | None:
         """The value of a plain region, None if it has none. Raises NotRunning."""
@@ -103,6 +119,51 @@ class Mapped:
             self._leave()
         return found
 
+    def change(self, work: Callable[[Batch], T]) -> T:
+        """Do `work` in a batch, and make it final. It may be called again, each time with a new batch.
+
+        Raises:
+            NotRunning: not from here, or not now.
+            VirgoError: what `work` raised, or the end of the batch: then nothing has changed.
+        """
+        thread = threading.get_ident()
+        outer = step_aside()
+        self._enter(None)
+        try:
+            tables = self._tables if monotonic() <= self._check_at else None
+            tables = tables or self._renewed()
+            while True:
+                batch = _changing[thread] = Batch(tables)
+                try:
+                    result = work(batch)
+                    batch.close()
+                    return result
+                except (Interrupted, lmdb.Error):
+                    if not batch.interrupted:
+                        raise
+                finally:
+                    batch.abort()
+                    if outer is None:
+                        del _changing[thread]
+                    else:
+                        _changing[thread] = outer
+        finally:
+            self._leave()
+
+    def _renewed(self) -> Tables:
+        """The tables, after a look whether the files are still the same ones. Raises NotRunning."""
+        self._leave()  # as in `_retry`
+        try:
+            with self._opening:
+                self._renew()
+                self._enter(None)
+        except BaseException:
+            self._enter(None)
+            raise
+        if self._tables is None:
+            raise NotRunning(f"{self.directory} cannot be written from here")
+        return self._tables
+
     def close(self) -> None:
         """Unmap; the next read maps again."""
         with self._opening:
@@ -113,11 +174,7 @@ class Mapped:
         self._leave()  # while waiting for the right to open, it must not be waited for
         try:
             with self._opening:
-                if self._env is not None and not self._same_files():
-                    self._close()
-                if self._env is None:
-                    self._open()
-                self._check_at = monotonic() + _CHECK_S
+                self._renew()
                 try:
                     return self._begin(getattr(self, database)).get(key)
                 except lmdb.MapResizedError:
@@ -128,6 +185,14 @@ class Mapped:
             raise NotRunning(f"{self.directory} cannot be read: {error}") from error
         finally:
             self._enter(None)
+
+    def _renew(self) -> None:
+        """Map, or map anew if these are other files. `_opening` is held."""
+        if self._env is not None and not self._same_files():
+            self._close()
+        if self._env is None:
+            self._open()
+        self._check_at = monotonic() + _CHECK_S
 
     def _same_files(self) -> bool:
         """Whether these are still the files of the path: a cloud may have been removed and made anew."""
@@ -142,14 +207,18 @@ class Mapped:
             # A reader that made a lock file would make it with its own settings.
             if not (Path(self.directory) / "lock.mdb").exists():
                 raise NotRunning(f"{self.directory} holds no store")
-            inode = self._data_path.stat().st_ino
+            found = self._data_path.stat()
+            # The node has to be able to let a writer go on that is stopped, so it must be the same user's.
+            writable = found.st_uid == os.geteuid()
             env = lmdb.open(
                 self.directory,
                 map_size=self._map_bytes,
                 max_dbs=len(DATABASES),
                 max_readers=MEMORY_READERS_MAX,
-                readonly=True,
+                readonly=not writable,
                 create=False,
+                sync=False,
+                metasync=False,
             )
         except (OSError, lmdb.Error) as error:
             raise NotRunning(f"{self.directory} cannot be mapped: {error}") from error
@@ -158,18 +227,22 @@ class Mapped:
                 if txn.get(IDENTITY) != self.identity.encode():
                     raise NotRunning(f"{self.directory} is another store")
             self._keys, self._data = (env.open_db(name, create=False) for name in (b"keys", b"data"))
+            if writable:
+                self._tables = Tables(env, Path(self.directory), self._map_bytes)
+                self._announced = Announcement(Path(self.directory))
         except lmdb.Error as error:
             env.close()
             raise NotRunning(f"{self.directory} cannot be read: {error}") from error
         except NotRunning:
             env.close()
             raise
-        self._env, self._inode, self._check_at = env, inode, monotonic() + _CHECK_S
+        self._env, self._inode, self._check_at = env, found.st_ino, monotonic() + _CHECK_S
         self._begin = env.begin
 
     def _close(self) -> None:
         """Unmap once no read goes on. `_opening` is held, so none begins anew."""
         env, self._env, self._begin, self._check_at = self._env, None, None, 0.0
+        self._tables = None
         if env is None:
             return
         deadline = monotonic() + _CLOSE_WAIT_S
@@ -179,6 +252,8 @@ class Mapped:
                 return
             time.sleep(0)
         env.close()
+        if self._announced is not None:
+            self._announced.close()
 
 
 class _Stale(Exception):
@@ -186,6 +261,19 @@ class _Stale(Exception):
 
 
 _abandoned: list[Any] = []
+_changing: dict[int, Batch] = {}  # by thread
+
+
+def step_aside() -> Batch | None:
+    """Give up the change that this thread is in the middle of; it is begun anew later.
+
+    Then we are in a signal handler, or a finalizer, that came in between. Whatever it does that needs the
+    right to write, here or at the node, would wait for itself without end.
+    """
+    outer = _changing.get(threading.get_ident()) if _changing else None
+    if outer is not None:
+        outer.interrupt()
+    return outer
 
 
 def open_mapped(directory: str, identity: str, map_bytes: int) -> Mapped:

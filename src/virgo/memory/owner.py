@@ -55,11 +55,6 @@ class OwnerBatch(Batch):
 
     # --- regions ---------------------------------------------------------------------------
 
-    def region(self, identifier: int) -> Region | None:
-        """The region, None if it is unknown."""
-        record = self._read().get(_pack_id(identifier), None, self._tables.regions)
-        return None if record is None else Region.decode(record)
-
     def put_region(self, identifier: int, region: Region) -> None:
         """Keep the region; a plain one's size has to be declared."""
         self._put(self._tables.regions, _pack_id(identifier), region.encode())

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from virgo.errors import InternalFault, VirgoError
+from virgo.errors import Denied, InternalFault, VirgoError
 from virgo.limits import (
     MEMORY_EXPIRE_KEYS_MAX,
     MEMORY_EXPIRE_S,
@@ -25,6 +25,7 @@ from virgo.members import Load
 from virgo.memory import core, keyspace
 from virgo.memory.chunks import Chunks
 from virgo.memory.entries import now_ms
+from virgo.memory.guard import Guard
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
 from virgo.memory.regions import Regions
@@ -68,6 +69,8 @@ class MemoryModule:
             map_bytes=core.map_bytes(core.capacity_bytes(configured, self._machine_bytes, 1)),
         )
         self._room = self._store.room_bytes()
+        self._guard = Guard(self._store)
+        self._guard.start()
         self._slots = Slots(self._node.engine, self._node.number, self._rooms)
         self._chunks = Chunks(self._node, self._store)
         self._spread = Spread(self._node, self._store, self._chunks)
@@ -83,6 +86,7 @@ class MemoryModule:
         store, self._store = self._store, None
         if store is not None:
             await asyncio.to_thread(store.flush)
+            self._guard.stop()
             store.close()
 
     def commands(self) -> Sequence[Command]:
@@ -111,6 +115,8 @@ class MemoryModule:
             "slots_known": self._slots.assigned(),
             "slots_here": self._slots.table.count(self._node.number),
             "chunks_swept": self._chunks.swept,
+            "writers_helped": self._guard.helped,
+            "writers_killed": self._guard.killed,
         }
 
     def load(self, load: Load) -> Load:
@@ -136,12 +142,13 @@ class MemoryModule:
     def _serve_stats(self, _session: Session, _request: list[bytes]) -> bytes:
         return msgspec.json.encode(self.stats())
 
-    def _serve_local(self, _session: Session, _request: list[bytes]) -> bytes:
+    def _serve_local(self, session: Session, _request: list[bytes]) -> bytes:
         local = {
             "number": self._node.number,
             "directory": str(self.store.directory),
             "identity": self.store.identity,
             "map_bytes": self.store.map_bytes,
+            "writable": _may_write(session),
         }
         return msgspec.json.encode(local)
 
@@ -164,6 +171,7 @@ class MemoryModule:
     def _expire_some(self) -> bool:
         """One round; True if there may be more."""
         with self.store.batching() as batch:
+            batch.writing()  # so a client that keeps the right to write is noticed, whoever waits for it
             return batch.expire_keys(now_ms(), MEMORY_EXPIRE_KEYS_MAX) == MEMORY_EXPIRE_KEYS_MAX
 
     async def _tidy(self) -> None:
@@ -179,3 +187,11 @@ class MemoryModule:
                 next_sweep = loop.time() + MEMORY_SWEEP_S
                 with contextlib.suppress(VirgoError):  # what is left over is found by the next sweep
                     await self._chunks.sweep()
+
+
+def _may_write(session: Session) -> bool:
+    try:
+        session.require("write", "MEMORY.LOCAL")
+    except Denied:
+        return False
+    return True

@@ -83,6 +83,7 @@ class Tables:
         self.keys_size_bytes = 0  # when they were last measured
         self.keys_grown_bytes = 0  # at most, since then
         self.last_id = 0  # of the last transaction that is known to have written
+        self.waiting_since = 0.0  # monotonic time since when the right to write is waited for here, or 0
         self._readers_checked_id = 0
 
     def __repr__(self) -> str:

@@ -100,7 +100,10 @@ def _expire(name: str, unit: bytes) -> Verb:
 
 GET = _verb("GET", strings.get, "key", "The value of a key, or nil.")
 SET = _create("SET", strings.set_, strings.SET_USAGE, "Set a key.", simple=True)
+GETDEL = _change("GETDEL", strings.getdel, "key", "The value of a key, which is deleted.", reads=True)
 _PAIRS, _KEYS = "key value [key value...]", "key [key...]"
+
+DEL = _change("DEL", generic.delete, _KEYS, "Delete keys.", shape="many", aliases=("UNLINK",))
 
 VERBS = (
     GET,
@@ -115,14 +118,14 @@ VERBS = (
     _verb("MGET", strings.mget, _KEYS, "The values of keys.", shape="many"),
     _verb("EXISTS", generic.exists, _KEYS, "How many exist.", shape="many"),
     _verb("TOUCH", generic.touch, _KEYS, "How many exist; sliding ones live on.", shape="many"),
-    _change("DEL", generic.delete, _KEYS, "Delete keys.", shape="many", aliases=("UNLINK",)),
+    DEL,
     _create("SETNX", strings.setnx, "key value", "Set a key if absent."),
     _create("SETEX", strings.setex, "key seconds value", "Set a key that expires.", simple=True),
     _create("PSETEX", strings.psetex, "key milliseconds value", "Set a key that expires.", simple=True),
     _create("MSET", strings.mset, _PAIRS, "Set keys.", shape="pairs", simple=True),
     _create("MSETNX", strings.msetnx, _PAIRS, "Set keys if none is there.", shape="pairs", together=True),
     _add("GETSET", strings.getset, "key value", "Set a key; answers its old value."),
-    _change("GETDEL", strings.getdel, "key", "The value of a key, which is deleted.", reads=True),
+    GETDEL,
     _change(
         "GETEX",
         strings.getex,

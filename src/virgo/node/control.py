@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from virgo.errors import NotRunning, VirgoError, from_line
+from virgo.errors import NotLoaded, NotRunning, VirgoError, from_line
 from virgo.home import log_file, read_record, record_path, run_directory, socket_path
 from virgo.kernel.process import ProcessMark, terminate
 from virgo.limits import NODE_START_S, NODE_STOP_S
@@ -223,7 +223,7 @@ def status(home: Path) -> dict[str, Any]:
                 marks = leftovers(home)
                 engine["pid"] = next((marks[name].pid for name in marks if name.startswith("engine")), None)
             shown = [msgspec.to_builtins(member) for member in members]
-    except NotRunning:
+    except (NotRunning, NotLoaded):  # the second by a node that has only just begun to start
         pass
     known = {entry["name"] for entry in shown}
     for name in record.get("nodes", []):
