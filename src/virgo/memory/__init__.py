@@ -1,18 +1,41 @@
 """The memory pool: regions by id and keys by name, on any node, at local speed.
 
-core      pure decisions: chunks, placement, slots, records
-life      what outlasts even the loss of a store: whose boot wrote it, what ids it gave
-store     one node's LMDB environment
-batch     the transaction of a chunk of requests
-slots     which node holds a key
-strings   the key commands where the key is, as Redis answers them
-keys      the key commands on any node
-regions   VIRGO_MALLOC, VIRGO_SET, VIRGO_GET, VIRGO_FREE
-chunks    pieces of large regions, here and on other nodes
-spread    regions larger than a chunk, over many nodes
-service   the node's module
-mapped    a node's store as mapped by processes of its machine
-calls     requests and the meaning of their answers
-client    what users hold, blocking
-aclient   the same for asyncio
+Decisions, without I/O:
+
+    core          regions: chunks, placement, room
+    keyspace      keys: slots, records, patterns
+    decimals      sums as INCRBYFLOAT makes them
+
+A node's store, an LMDB environment that several processes write:
+
+    tables        as a process has it open: room, errors, what others have written
+    batch         a transaction on keys and values
+    owner         what only the node does in one
+    store         the node's: made, opened, closed
+    life          what outlasts even its loss: whose boot wrote it, what ids it gave
+    writers       which processes may be writing
+    guard         lets stopped writers finish
+    mapped        the store as clients of the machine map it
+
+Commands on keys, where the key is:
+
+    entries       what they share: what is there now, how arguments are read
+    strings, expiry, generic, versioned
+    verbs         the table of them
+
+and from any node:
+
+    slots         which node holds a key
+    keys          commands on named keys
+    listing       commands on all keys
+    transactions  MULTI, EXEC, WATCH
+
+Regions:
+
+    regions       VIRGO_MALLOC, VIRGO_SET, VIRGO_GET, VIRGO_FREE
+    chunks        pieces of large regions, here and on other nodes
+    spread        regions larger than a chunk, over many nodes
+
+And: `service`, the node's module; `calls`, requests and the meaning of their answers; `client`, what users
+hold; `aclient`, the same for asyncio.
 """

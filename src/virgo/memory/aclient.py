@@ -18,9 +18,9 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
-from virgo.errors import NotRunning, UnknownCommand
+from virgo.errors import Conflict, NotRunning, UnknownCommand
 from virgo.memory import calls
-from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo
+from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo, Versioned
 from virgo.wire.call import AsyncRunner
 
 _SCAN_KEYS = 1000
@@ -180,9 +180,47 @@ class AsyncMemoryClient:
             self._table_at = time.monotonic()
             local.learn(await self._runner.run(calls.SLOTS))
 
-    async def set(self, key: Key, value: Data, *, ttl_s: float | None = None, only_if: str = "") -> bool:
+    async def set(
+        self,
+        key: Key,
+        value: Data,
+        *,
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        only_if: str = "",
+    ) -> bool:
         """Set a key; returns whether it was set. See `MemoryClient.set`."""
-        return await self._runner.run(calls.set_key(key, value, ttl_s, only_if))
+        call = calls.set_with(key, value, ttl_s, sliding=sliding, only_if=only_if)
+        return await self._runner.run(call)
+
+    async def read(self, key: Key) -> Versioned | None:
+        """The value of a key with its version and time, None if it is absent. Raises NodeLost."""
+        return await self._runner.run(calls.read_key(key))
+
+    async def compare_and_set(
+        self, key: Key, value: Data, *, version: int, ttl_s: float | None = None
+    ) -> int:
+        """Set a key if it still has the version that `read` told, 0 for absent; returns the new version.
+
+        Raises:
+            Conflict: it has another one by now, and is left as it is.
+        """
+        found = await self._runner.run(calls.write_key(key, value, ttl_s, version=max(0, version)))
+        if found is None:
+            raise Conflict(f"the key {calls.encode_key(key)!r:.60} has another version than {version}")
+        return found
+
+    async def increment(self, key: Key, step: int = 1) -> int:
+        """Add to the number under a key, 0 if absent; returns the sum. Raises BadArgument if it is none."""
+        return await self._runner.run(calls.increment_key(key, step))
+
+    async def append(self, key: Key, data: Data) -> int:
+        """Add to the end of a value, b"" if it is absent; returns its length."""
+        return await self._runner.run(calls.append_key(key, data))
+
+    async def expire(self, key: Key, ttl_s: float | None) -> bool:
+        """Let a key expire after so many seconds, or with None no longer; whether that changed something."""
+        return await self._runner.run(calls.expire_key(key, ttl_s))
 
     async def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes]:
         """The values of those keys that are there."""

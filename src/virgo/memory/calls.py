@@ -128,6 +128,73 @@ def set_key(key: Key, value: Data, ttl_s: float | None, only_if: str) -> Call[bo
     return Call(("SET", encode_key(key), encode_data(value), *options), lambda reply: reply is not None)
 
 
+def set_with(key: Key, value: Data, ttl_s: float | None, *, sliding: bool, only_if: str) -> Call[bool]:
+    """Set a key with options; answers whether it was set."""
+    if not sliding:
+        return set_key(key, value, ttl_s, only_if)
+    if only_if:
+        raise BadArgument("sliding and only_if exclude each other", hint="compare_and_set has version=0.")
+    call = write_key(key, value, ttl_s, sliding=True)
+    return Call(call.request, lambda reply: reply is not None)
+
+
+class Versioned(msgspec.Struct, frozen=True):
+    """A key's value with the version of that moment.
+
+    Attributes:
+        version: changes with every change of the key, and is never given again.
+        ttl_s: seconds after which it expires, None if it stays.
+        sliding: whether each use gives it its time anew.
+    """
+
+    value: bytes
+    version: int
+    ttl_s: float | None = None
+    sliding: bool = False
+
+
+def read_key(key: Key) -> Call[Versioned | None]:
+    """A key's value with its version."""
+
+    def decode(reply: Any) -> Versioned | None:
+        if reply is None:
+            return None
+        value, version, left_ms, sliding = reply
+        return Versioned(value, version, None if left_ms < 0 else left_ms / 1000, bool(sliding))
+
+    return Call(("MEMORY.READ", encode_key(key)), decode)
+
+
+def write_key(
+    key: Key, value: Data, ttl_s: float | None, *, sliding: bool = False, version: int = -1
+) -> Call[int | None]:
+    """Set a key; answers its version, None if it was another one than `version`."""
+    if sliding and ttl_s is None:
+        raise BadArgument("sliding=True needs ttl_s", hint="The time that each use lets the key live.")
+    time = () if ttl_s is None else ("PX", max(1, round(ttl_s * 1000)))
+    slides = ("SLIDING",) if sliding else ()
+    expected = ("VERSION", whole(version, "the version")) if version >= 0 else ()
+    request = ("MEMORY.WRITE", encode_key(key), encode_data(value), *time, *slides, *expected)
+    return Call(request, as_is)
+
+
+def increment_key(key: Key, step: int) -> Call[int]:
+    """Add to a number."""
+    return Call(("INCRBY", encode_key(key), whole(step, "the step")), int)
+
+
+def append_key(key: Key, data: Data) -> Call[int]:
+    """Add to the end; answers the length."""
+    return Call(("APPEND", encode_key(key), encode_data(data)), int)
+
+
+def expire_key(key: Key, ttl_s: float | None) -> Call[bool]:
+    """Let a key expire, or no longer; answers whether it was there and that has changed something."""
+    if ttl_s is None:
+        return Call(("PERSIST", encode_key(key)), bool)
+    return Call(("PEXPIRE", encode_key(key), round(ttl_s * 1000)), bool)
+
+
 def take_key(key: Key) -> Call[bytes | None]:
     """A key's value, deleting it."""
     return Call(("GETDEL", encode_key(key)), as_is)

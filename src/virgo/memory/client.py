@@ -17,15 +17,15 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, TypeVar
 
-from virgo.errors import NotRunning, UnknownCommand
+from virgo.errors import Conflict, NotRunning, UnknownCommand
 from virgo.memory import calls
-from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo
+from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo, Versioned
 from virgo.memory.mapped import step_aside
-from virgo.memory.verbs import DEL, GETDEL, SET, Verb
+from virgo.memory.verbs import BY_NAME
 from virgo.wire import near
 from virgo.wire.call import Call, Runner, whole
 
-__all__ = ["MemoryClient", "Region", "RegionInfo"]
+__all__ = ["MemoryClient", "Region", "RegionInfo", "Versioned"]
 
 T = TypeVar("T")
 _SCAN_KEYS = 1000
@@ -207,11 +207,11 @@ class MemoryClient(MutableMapping[Key, bytes]):
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def _do(self, verb: Verb, call: Call[T]) -> T:
+    def _do(self, call: Call[T]) -> T:
         """A command on one key: here if the key is, else by the node."""
         local = self._local or self._attach()
         if local is not None:
-            found = local.run(verb, call.request)
+            found = local.run(BY_NAME[str(call.request[0])], call.request)
             if found is not MISSING:
                 return call.decode(found)
         result = self._run(call)
@@ -249,19 +249,64 @@ class MemoryClient(MutableMapping[Key, bytes]):
         found = self._find(key)
         return default if found is None else found
 
-    def set(self, key: Key, value: Data, *, ttl_s: float | None = None, only_if: str = "") -> bool:
+    def set(
+        self,
+        key: Key,
+        value: Data,
+        *,
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        only_if: str = "",
+    ) -> bool:
         """Set a key; returns whether it was set.
 
         Args:
             key: bytes or text, at most 500 bytes.
             value: bytes.
             ttl_s: it expires after so many seconds.
+            sliding: each use gives it that time anew, and up to an eighth more.
             only_if: `absent` or `present`: set it only then.
         """
-        if ttl_s is None and not only_if:
+        if ttl_s is None and not (sliding or only_if):
             self[key] = value
             return True
-        return self._do(SET, calls.set_key(key, value, ttl_s, only_if))
+        return self._do(calls.set_with(key, value, ttl_s, sliding=sliding, only_if=only_if))
+
+    def read(self, key: Key) -> Versioned | None:
+        """The value of a key with its version and time, None if it is absent. Raises NodeLost."""
+        return self._do(calls.read_key(key))
+
+    def compare_and_set(self, key: Key, value: Data, *, version: int, ttl_s: float | None = None) -> int:
+        """Set a key if it still has the version that `read` told, 0 for absent; returns the new version.
+
+        Raises:
+            Conflict: it has another one by now, and is left as it is.
+        """
+        found = self._do(calls.write_key(key, value, ttl_s, version=max(0, version)))
+        if found is None:
+            raise Conflict(f"the key {calls.encode_key(key)!r:.60} has another version than {version}")
+        return found
+
+    def increment(self, key: Key, step: int = 1) -> int:
+        """Add to the number under a key, 0 if absent; returns the sum. Raises BadArgument if it is none."""
+        return self._do(calls.increment_key(key, step))
+
+    def append(self, key: Key, data: Data) -> int:
+        """Add to the end of a value, b"" if it is absent; returns its length."""
+        return self._do(calls.append_key(key, data))
+
+    def expire(self, key: Key, ttl_s: float | None) -> bool:
+        """Let a key expire after so many seconds, or with None no longer; whether that changed something."""
+        return self._do(calls.expire_key(key, ttl_s))
+
+    def setdefault(self, key: Key, default: Any = None) -> bytes:
+        """The value of a key, which is set to `default` if it is absent; never over another's value."""
+        while True:
+            found = self._find(key)
+            if found is not None:
+                return found
+            if self.set(key, default, only_if="absent"):
+                return calls.encode_data(default)
 
     def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes]:
         """The values of those keys that are there."""
@@ -281,7 +326,7 @@ class MemoryClient(MutableMapping[Key, bytes]):
 
     def pop(self, key: Key, default: Any = MISSING) -> Any:
         """The value of a key, which is deleted, in one step."""
-        found = self._do(GETDEL, calls.take_key(key))
+        found = self._do(calls.take_key(key))
         if found is not None:
             return found
         if default is MISSING:
@@ -310,7 +355,7 @@ class MemoryClient(MutableMapping[Key, bytes]):
             self._learn(raw)
 
     def __delitem__(self, key: Key) -> None:
-        if not self._do(DEL, calls.delete_keys([key])):
+        if not self._do(calls.delete_keys([key])):
             raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:

@@ -22,7 +22,7 @@ from virgo.memory import generic
 from virgo.memory.batch import Batch
 from virgo.memory.keys import VERSION, Keys
 from virgo.memory.store import Store
-from virgo.memory.verbs import VERBS, Verb
+from virgo.memory.verbs import BY_NAME, Verb
 from virgo.module import NodeServices
 from virgo.wire import resp
 from virgo.wire.commands import Command
@@ -32,7 +32,6 @@ from virgo.wire.session import Session
 _QUEUED = Simple("QUEUED")
 _IDLE = ("PING", "ECHO", "TIME", "SELECT", "UNWATCH")  # may be queued though they are no commands on keys
 _WATCHED = "memory.watched"
-_verbs: dict[str, Verb] = {verb.name: verb for verb in VERBS}
 
 
 class _Exec(msgspec.Struct, array_like=True, frozen=True):
@@ -191,12 +190,12 @@ class _Queue:
 
 def _verb(session: Session, request: Sequence[bytes]) -> Verb | None:
     """The command on keys that a request is for, if it is one."""
-    return _verbs.get(session.table.find(request[0]).name)
+    return BY_NAME.get(session.table.find(request[0]).name)
 
 
 def _check(session: Session, command: Command, request: list[bytes]) -> None:
     """Raise BadArgument or Denied if the request cannot be part of a transaction."""
-    verb = _verbs.get(command.name)
+    verb = BY_NAME.get(command.name)
     if verb is None:
         if command.name not in _IDLE:
             raise BadArgument(

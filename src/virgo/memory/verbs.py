@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from virgo.memory import expiry, generic, strings
+from virgo.memory import expiry, generic, strings, versioned
 from virgo.memory.batch import Batch
 from virgo.memory.entries import refuse
 
@@ -100,10 +100,7 @@ def _expire(name: str, unit: bytes) -> Verb:
 
 GET = _verb("GET", strings.get, "key", "The value of a key, or nil.")
 SET = _create("SET", strings.set_, strings.SET_USAGE, "Set a key.", simple=True)
-GETDEL = _change("GETDEL", strings.getdel, "key", "The value of a key, which is deleted.", reads=True)
 _PAIRS, _KEYS = "key value [key value...]", "key [key...]"
-
-DEL = _change("DEL", generic.delete, _KEYS, "Delete keys.", shape="many", aliases=("UNLINK",))
 
 VERBS = (
     GET,
@@ -118,21 +115,15 @@ VERBS = (
     _verb("MGET", strings.mget, _KEYS, "The values of keys.", shape="many"),
     _verb("EXISTS", generic.exists, _KEYS, "How many exist.", shape="many"),
     _verb("TOUCH", generic.touch, _KEYS, "How many exist; sliding ones live on.", shape="many"),
-    DEL,
+    _change("DEL", generic.delete, _KEYS, "Delete keys.", shape="many", aliases=("UNLINK",)),
     _create("SETNX", strings.setnx, "key value", "Set a key if absent."),
     _create("SETEX", strings.setex, "key seconds value", "Set a key that expires.", simple=True),
     _create("PSETEX", strings.psetex, "key milliseconds value", "Set a key that expires.", simple=True),
     _create("MSET", strings.mset, _PAIRS, "Set keys.", shape="pairs", simple=True),
     _create("MSETNX", strings.msetnx, _PAIRS, "Set keys if none is there.", shape="pairs", together=True),
     _add("GETSET", strings.getset, "key value", "Set a key; answers its old value."),
-    GETDEL,
-    _change(
-        "GETEX",
-        strings.getex,
-        strings.GETEX_USAGE,
-        "A value; its expiry is changed.",
-        reads=True,
-    ),
+    _change("GETDEL", strings.getdel, "key", "The value of a key, which is deleted.", reads=True),
+    _change("GETEX", strings.getex, strings.GETEX_USAGE, "A value; its expiry is changed.", reads=True),
     _create("APPEND", strings.append, "key value", "Add to the end of a value."),
     _create("SETRANGE", strings.setrange, "key offset value", "Replace part of a value."),
     _add("INCR", strings.incr, "key", "Add 1 to a number."),
@@ -148,4 +139,7 @@ VERBS = (
     _create("RENAME", generic.rename, "key new", "Give a value another key.", shape="two", simple=True),
     _create("RENAMENX", generic.renamenx, "key new", "As RENAME, if the new key is free.", shape="two"),
     _create("COPY", generic.copy, generic.COPY_USAGE, "Set a key to another's value.", shape="two"),
+    _verb("MEMORY.READ", versioned.read, "key", "Value, version, ms left, and whether its time slides."),
+    _create("MEMORY.WRITE", versioned.write, versioned.WRITE_USAGE, "Set a key; answers its version."),
 )
+BY_NAME = {verb.name: verb for verb in VERBS}
