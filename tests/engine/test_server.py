@@ -258,3 +258,24 @@ def test_supervisor_restarts_a_killed_server(own_server: EmbeddedServer) -> None
         assert own_server.url == url
 
     asyncio.run(main())
+
+
+def test_a_port_that_is_taken_at_the_last_moment_is_chosen_anew(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If another program takes the monitoring port between the choice and the start, another one is taken."""
+    spawn, taken = EmbeddedServer._spawn, []
+
+    def late(self: EmbeddedServer) -> None:
+        if len(taken) < 2:
+            taken.append(socket.create_server(("127.0.0.1", self._ports["monitor"])))
+        spawn(self)
+
+    monkeypatch.setattr(EmbeddedServer, "_spawn", late)
+    try:
+        asyncio.run(own_server.start())
+        assert len(taken) == 2
+        assert own_server._ports["monitor"] not in [each.getsockname()[1] for each in taken]
+    finally:
+        for each in taken:
+            each.close()

@@ -37,6 +37,7 @@ from virgo.kernel.process import ProcessMark, terminate
 from virgo.limits import ENGINE_DISK_SHARE, ENGINE_START_S, NODE_STOP_S, GiB, MiB
 
 _POLL_S: Final = 0.02
+_PORT_ATTEMPTS_MAX: Final = 5
 _DISK_BYTES_MIN: Final = 1 * GiB
 
 
@@ -154,6 +155,18 @@ class EmbeddedServer:
             NotRunning: it ended at once; the message has its last words.
             EngineUnavailable: it runs but does not serve in time, or its files cannot be written.
         """
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                await self._start(ready=ready)
+                return
+            except NotRunning as error:
+                # Another program was faster to take a port that we had found free: choose again.
+                if "address already in use" not in error.message or attempts == _PORT_ATTEMPTS_MAX:
+                    raise
+
+    async def _start(self, *, ready: bool) -> None:
         try:
             await asyncio.to_thread(self.prepare)
             if self._mark is not None and self._fingerprint() != self._recorded().get("fingerprint"):
