@@ -165,5 +165,5 @@ def test_a_crowd_says_how_it_is() -> None:
     """Its bounds come from the machine, and are never nothing."""
     crowd = Crowd()
     assert crowd.bytes_max >= 64 * MiB and crowd.connections_max >= 1
-    assert not crowd.full() and crowd.refusal() is None
+    assert not crowd.full() and crowd.take(0) is None
     assert repr(crowd) == "<Crowd of 0 sessions, 0 by TCP, 0 bytes>"

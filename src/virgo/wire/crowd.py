@@ -63,14 +63,14 @@ class Crowd:
     def make_room(self, size: int) -> None:
         """Note that a session is about to hold so much more. Raises Busy if that is too much for all."""
         if size >= CROWD_LOOK_BYTES:
-            refusal = self.refusal(size)
+            refusal = self.take(size)
             if refusal is not None:
                 raise refusal
-            self._held += size
 
-    def refusal(self, size: int = 0) -> Busy | None:
-        """The error if all sessions, with so much more, hold too much."""
+    def take(self, size: int) -> Busy | None:
+        """Note that a session holds so much more; the error if that is too much for all."""
         if self.held_bytes() + size <= self.bytes_max:
+            self._held += size
             return None
         more = f", and {size} more are wanted" if size else ""
         return Busy(

@@ -178,7 +178,7 @@ class Session(asyncio.Protocol):
         self.last_seen = self.service.loop.time()
         self._queue.extend(self._reader.read(data))
         if self._reader.open_bytes > CROWD_LOOK_BYTES:
-            self._reader.fault = self._reader.fault or self.service.crowd.refusal()
+            self._reader.fault = self._reader.fault or self.service.crowd.take(len(data))
         if self._exclusive or not self._writable:
             self._queued_bytes += len(data)
         self._drain()
