@@ -23,6 +23,8 @@ REQUEST_ARGUMENTS_MAX: Final = 1024 * KiB
 INLINE_BYTES_MAX: Final = 64 * KiB
 # Requests of one connection that may be unanswered at once; past it the socket is not read.
 PIPELINE_DEPTH_MAX: Final = 100_000
+# Requests of a pipeline that are handled by one call of their command.
+RUN_REQUESTS_MAX: Final = 128
 # Bytes of complete requests that wait behind one that is being awaited; past it likewise.
 QUEUED_BYTES_MAX: Final = 64 * MiB
 # After the client's last byte, the time in which running requests may still be answered.

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
-from virgo.errors import CrossNode
+from virgo.errors import CrossNode, VirgoError
 from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_RENAME_ATTEMPTS_MAX, MEMORY_SLOTS
 from virgo.memory import generic, keyspace, parallel, strings
 from virgo.memory.keyspace import HEAD_BYTES, slot_of
@@ -20,9 +20,12 @@ from virgo.memory.slots import Slots
 from virgo.memory.store import Store
 from virgo.memory.verbs import GET, SET, VERBS, Local, Verb
 from virgo.module import NodeServices
+from virgo.wire import resp
 from virgo.wire.commands import Command, Handler
 from virgo.wire.resp import OK, Simple
 from virgo.wire.session import Session
+
+_RUN_VALUE_BYTES_MAX = 4096  # larger ones are not worth to be handled together
 
 
 class Keys:
@@ -41,9 +44,10 @@ class Keys:
 
     def commands(self) -> list[Command]:
         """What is served."""
-        spelt_out = {"GET": self.get, "SET": self.set}
         return [
-            *(_command(verb, spelt_out.get(verb.name) or self._handler(verb)) for verb in VERBS),
+            _command(GET, self.get, run=self.get_run, run_words=2),
+            _command(SET, self.set, run=self.set_run, run_words=3),
+            *(_command(verb, self._handler(verb)) for verb in VERBS if verb not in (GET, SET)),
             *(_command(verb, self._here(verb)) for verb in _BETWEEN_NODES),
         ]
 
@@ -73,6 +77,48 @@ class Keys:
             return self._serve_one(SET, session, request)
         session.batch(b"memory", self._batch).put_plain(keyspace.SLOT_PREFIXES[slot] + key, request[2])
         return OK
+
+    def get_run(self, session: Session, requests: list[list[bytes]]) -> list[bytes]:
+        """Answers to several GETs; ends before one of a key that is elsewhere, expires, or is large."""
+        table, number, prefixes = self._table, self._number, keyspace.SLOT_PREFIXES
+        read = session.batch(b"memory", self._batch).key
+        nil = resp.NIL if session.protocol == 2 else resp.NIL3
+        answers: list[bytes] = []
+        misses = 0
+        for request in requests:
+            key = request[1]
+            slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else slot_of(key)
+            if table[slot] != number or len(key) > MEMORY_KEY_BYTES_MAX:
+                break
+            record = read(prefixes[slot] + key)
+            if record is None:
+                misses += 1
+                answers.append(nil)
+                continue
+            if record[0] or len(record) > _RUN_VALUE_BYTES_MAX:
+                break
+            value = record[HEAD_BYTES:]
+            answers.append(b"$%d\r\n%b\r\n" % (len(value), value))
+        self._store.misses += misses
+        self._store.hits += len(answers) - misses
+        return answers
+
+    def set_run(self, session: Session, requests: list[list[bytes]]) -> list[bytes]:
+        """Answers to several SETs without options; ends before one of a key elsewhere, or without room."""
+        table, number, prefixes = self._table, self._number, keyspace.SLOT_PREFIXES
+        put = session.batch(b"memory", self._batch).put_plain
+        done = 0
+        try:
+            for request in requests:
+                key = request[1]
+                slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else slot_of(key)
+                if table[slot] != number or len(key) > MEMORY_KEY_BYTES_MAX:
+                    break
+                put(prefixes[slot] + key, request[2])
+                done += 1
+        except VirgoError:  # of the request that it stands at, which fails again by itself, and says so
+            return [OK] * done
+        return [OK] * done
 
     def _handler(self, verb: Verb) -> Handler:
         serve = {"one": self._serve_one, "two": self._serve_two}.get(verb.shape, self._serve_many)
@@ -201,7 +247,7 @@ VERSION = _between("VERSION", generic.version, "key [key...]", shape="many")
 _BETWEEN_NODES = (DUMP, PUT, DROP, VERSION)
 
 
-def _command(verb: Verb, handler: Handler) -> Command:
+def _command(verb: Verb, handler: Handler, **more: Any) -> Command:
     return Command(
         verb.name,
         handler,
@@ -212,6 +258,7 @@ def _command(verb: Verb, handler: Handler) -> Command:
         usage=verb.usage,
         summary=verb.summary,
         aliases=verb.aliases,
+        **more,
     )
 
 

@@ -39,6 +39,9 @@ class Command:
         arguments_min, arguments_max: count of arguments behind the name; None for any number.
         concurrent: requests behind it on the connection need not wait for its end.
         writes: part of the session's batch: answered only once the batch is committed.
+        run: handles requests that are alike at once, from the front, and gives the bytes of their answers;
+            see `runs`. It raises nothing: what it cannot answer is left to the handler.
+        run_words: words of the requests that it takes.
         usage: the arguments, as shown to people.
         summary: one line.
         aliases: further names.
@@ -54,6 +57,8 @@ class Command:
     usage: str = ""
     summary: str = ""
     aliases: tuple[str, ...] = ()
+    run: Callable[[Session, list[list[bytes]]], list[bytes]] | None = None
+    run_words: int = 0
     words_min: int = field(init=False)
     words_max: int = field(init=False)
 

@@ -42,6 +42,7 @@ from virgo.wire.framing import RequestReader
 from virgo.wire.hooks import Batch, Interceptor
 from virgo.wire.peer import hung_up, identify
 from virgo.wire.refusals import defect, denied
+from virgo.wire.runs import handle_run
 
 if TYPE_CHECKING:
     from virgo.wire.server import Service
@@ -62,6 +63,7 @@ class Session(asyncio.Protocol):
         client_name: what the client calls itself.
         last_seen: loop time of the last received bytes.
         remote: whether it has come by TCP.
+        queue: requests that were received and are not handled yet.
         attached: what commands keep for the connection, by a name of their own.
     """
 
@@ -79,7 +81,7 @@ class Session(asyncio.Protocol):
         self._roles = self._allowed  # none while there is an interceptor, so that all is looked at closely
         self._interceptor: Interceptor | None = None
         self._reader = RequestReader(REQUEST_UNAUTHENTICATED_BYTES_MAX)
-        self._queue: deque[list[bytes]] = deque()
+        self.queue: deque[list[bytes]] = deque()
         self._queued_bytes = 0
         self._answers = Answers()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,7 +178,7 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Handle the requests that the chunk completes."""
         self.last_seen = self.service.loop.time()
-        self._queue.extend(self._reader.read(data))
+        self.queue.extend(self._reader.read(data))
         if self._reader.open_bytes > CROWD_LOOK_BYTES:
             self._reader.fault = self._reader.fault or self.service.crowd.take(len(data))
         if self._exclusive or not self._writable:
@@ -190,7 +192,7 @@ class Session(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client will send no more: finish what is quick, unless it is gone altogether."""
-        if not (self._answers or self._queue) or self._transport is None or hung_up(self._transport):
+        if not (self._answers or self.queue) or self._transport is None or hung_up(self._transport):
             return False
         self._ended = True
         self._limit_tail()
@@ -210,7 +212,7 @@ class Session(asyncio.Protocol):
         """Cancel what the client had running."""
         self.service.forget(self)
         self._transport = None
-        self._queue.clear()
+        self.queue.clear()
         self._answers.clear()
         for timer in (self._stall, self._tail):
             if timer is not None:
@@ -238,7 +240,7 @@ class Session(asyncio.Protocol):
 
         The hottest loop of a node: what every request passes stands here, the rest in methods.
         """
-        queue, out, writes, size = self._queue, list[bytes](), list[int](), 0
+        queue, out, writes, size = self.queue, list[bytes](), list[int](), 0
         known = self.service.table.spellings
         while (
             queue
@@ -253,6 +255,8 @@ class Session(asyncio.Protocol):
                 command = known.get(request[0]) or self.service.table.find(request[0])
                 context = None
                 if command.role in self._roles and command.words_min <= len(request) <= command.words_max:
+                    if command.run is not None and handle_run(self, command, request, out, writes):
+                        continue
                     result = command.handler(self, request)
                 else:
                     command, result, context = self._handle_other(command, request)
@@ -267,7 +271,7 @@ class Session(asyncio.Protocol):
                 elif kind is resp.Encoded:
                     data = result
                 elif kind is CoroutineType:
-                    self._finish(out, writes)
+                    self.finish(out, writes)
                     self._start(command, result, context or self._new_context())
                     continue
                 else:
@@ -278,7 +282,7 @@ class Session(asyncio.Protocol):
                 if len(data) > _SMALL_BYTES:
                     size += len(data)
                 if size > OUTPUT_PAUSE_BYTES:
-                    self._finish(out, writes)
+                    self.finish(out, writes)
                     size = 0
             except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
                 out.append(self._refused(request, error))
@@ -286,7 +290,7 @@ class Session(asyncio.Protocol):
             out.append(resp.error(self._reader.fault))
             self._closing = True
         if out or self._batches or self._closing or self._ended:
-            self._finish(out, writes)
+            self.finish(out, writes)
         if not queue:
             self._queued_bytes = 0
         if queue or not self._reading or not self._writable:
@@ -388,7 +392,7 @@ class Session(asyncio.Protocol):
 
     # --- answers ------------------------------------------------------------------------------
 
-    def _finish(self, out: list[bytes], writes: list[int]) -> None:
+    def finish(self, out: list[bytes], writes: list[int]) -> None:
         """Close the batches, then send the answers of the chunk so far."""
         if self._batches:
             failure = self._close_batches()
@@ -419,7 +423,7 @@ class Session(asyncio.Protocol):
         if self._transport is None:
             return
         self._answers.flush(self._transport)
-        over = self._closing or (self._ended and not self._queue and not self._exclusive)
+        over = self._closing or (self._ended and not self.queue and not self._exclusive)
         if over and not self._answers:
             self._leave(self._transport)
 
@@ -439,10 +443,8 @@ class Session(asyncio.Protocol):
         """Read from the client only while its requests find room."""
         if self._transport is None or self._transport.is_closing():
             return
-        full = len(self._queue) >= PIPELINE_DEPTH_MAX or (
-            bool(self._queue) and self._queued_bytes >= QUEUED_BYTES_MAX
-        )
-        reading = self._writable and not full
+        crammed = bool(self.queue) and self._queued_bytes >= QUEUED_BYTES_MAX
+        reading = self._writable and not crammed and len(self.queue) < PIPELINE_DEPTH_MAX
         if reading is not self._reading:
             self._reading = reading
             (self._transport.resume_reading if reading else self._transport.pause_reading)()
