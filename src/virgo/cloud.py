@@ -231,12 +231,20 @@ def start_embedded(home: Path) -> str:
 
     owner = ProcessMark.of(os.getpid()).to_json()
     options = UpOptions(nodes=[EMBEDDED], owner=owner, environment={"VIRGO_NODE_BIND": ""})
-    try:
-        start_detached(home, options)
-    except Busy:  # another program was faster, and its node will serve us too
-        let_settle(home)
-        with any_client(home) as client:
-            return str(client.address)
+    deadline = time.monotonic() + NODE_START_S
+    while True:
+        try:
+            start_detached(home, options)
+            break
+        except Busy:  # another program was faster, and its node will serve us too, unless it ends just now
+            let_settle(home)
+            try:
+                with any_client(home) as client:
+                    return str(client.address)
+            except NotRunning:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
     sys.stderr.write(
         f"virgo: no node is running under {home}, so an embedded one was started; it ends with this program."
         " `virgo up` starts a lasting one.\n"

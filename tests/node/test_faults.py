@@ -377,16 +377,20 @@ def test_embedded_nodes_of_programs_that_meet_or_follow_each_other(tmp_path: Pat
     for _ in range(3):
         subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True)
     late = "import time; time.sleep(1)"
+    for _ in range(3):
+        meet(command, f"{program}; {late}", environment)
+    until(lambda: control.running(tmp_path) is None, within_s=15, what="the last embedded node ended")
+
+
+def meet(command: list[str], program: str, environment: dict[str, str]) -> None:
+    """Several programs at the same time; each has to succeed."""
     both = [
-        subprocess.Popen(
-            [*command[:2], f"{program}; {late}"], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
+        subprocess.Popen([*command[:2], program], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
     ]
     for one in both:
         _, errors = one.communicate(timeout=60)
         assert one.returncode == 0, errors
-    until(lambda: control.running(tmp_path) is None, within_s=15, what="the last embedded node ended")
 
 
 def test_a_module_that_cannot_start_says_not_loaded(make_cloud: Callable[..., RunningCloud]) -> None:

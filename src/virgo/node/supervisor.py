@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -24,11 +25,19 @@ from virgo.config import Config
 from virgo.cpu.programs import allowlist
 from virgo.errors import BadConfig, Busy, NotRunning, VirgoError, from_line
 from virgo.files.roots import check_present
-from virgo.home import log_file, node_directory, read_record, record_path, socket_path, write_record
+from virgo.home import (
+    log_file,
+    node_directory,
+    read_record,
+    record_path,
+    run_directory,
+    socket_path,
+    write_record,
+)
 from virgo.kernel.process import ProcessMark
 from virgo.kernel.systemd import notify
 from virgo.limits import NODE_LOST_S, NODE_START_S, NODE_STOP_S, RESTART_BACKOFF_S_MAX
-from virgo.node.control import NODES, RECORD, leftovers, running, stop_leftovers
+from virgo.node.control import NODES, RECORD, leftovers, stop_leftovers
 from virgo.node.engines import LocalEngine, connect_engine
 from virgo.node.membership import register_patiently
 from virgo.node.transport import server_tls
@@ -193,6 +202,7 @@ class Supervisor:
             await asyncio.gather(*(child.stop() for child in self.children))
             await self.engine.stop()
             record_path(self.config.home, RECORD).unlink(missing_ok=True)
+            self._lock.close()
 
     async def _acquaint(self) -> None:
         """Wait until each node has heard all the others, so that whoever asks any of them finds all."""
@@ -216,11 +226,16 @@ class Supervisor:
             await engine.close()
 
     def _check_alone(self) -> None:
-        if running(self.config.home) is not None:
+        """Be the only supervisor of this VIRGO_HOME: by a lock that the kernel drops with the process."""
+        self._lock = (run_directory(self.config.home) / f"{RECORD}.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
             raise Busy(
                 f"a cloud is up under {self.config.home} already",
                 hint="`virgo status` shows it, `virgo down` stops it; each VIRGO_HOME has its own cloud.",
-            )
+            ) from None
         if leftovers(self.config.home):
             self.progress("stopping what a killed `virgo up` has left behind")
             stop_leftovers(self.config.home)
