@@ -222,7 +222,7 @@ def test_a_slow_reader_does_not_grow_the_node(local: Served) -> None:
     with raw(local) as plain, Client(local.address) as other:
         plain.sendall(b"BIG 1000000\r\n" * 200)
         assert other.execute("PING") == b"PONG"
-        session = next(s for s in local.service.sessions if s._queue)
+        session = next(s for s in local.service.sessions if s.queue)
         assert session._transport is not None
         assert session._transport.get_write_buffer_size() < 8_000_000
         assert sum(len(reply) for reply in replies(plain, 200)) == 200_000_000

@@ -75,6 +75,11 @@ def stop_leftovers(home: Path) -> list[str]:
     return list(found)
 
 
+def failure_path(home: Path, pid: int) -> Path:
+    """Where the supervisor with that pid says why it did not start: several may try at once."""
+    return record_path(home, f"{RECORD}-{pid}.failure")
+
+
 def start_detached(
     home: Path, options: UpOptions, *, progress: Callable[[str], None] = lambda _: None
 ) -> None:
@@ -84,8 +89,6 @@ def start_detached(
         VirgoError: what kept it from that.
     """
     run_directory(home)
-    failure = record_path(home, f"{RECORD}.failure")
-    failure.unlink(missing_ok=True)
     environment = {
         **os.environ,
         **options.environment,
@@ -94,7 +97,7 @@ def start_detached(
     }
     pid = _spawn(environment, log_file(home, RECORD))
     try:
-        _await_serving(home, options, pid, failure, progress)
+        _await_serving(home, options, pid, progress)
     except KeyboardInterrupt:  # who gives up the wait does not want the cloud either
         os.kill(pid, signal.SIGTERM)
         _await_end(pid)
@@ -108,9 +111,7 @@ def _await_end(pid: int) -> None:
         time.sleep(_POLL_S)
 
 
-def _await_serving(
-    home: Path, options: UpOptions, pid: int, failure: Path, progress: Callable[[str], None]
-) -> None:
+def _await_serving(home: Path, options: UpOptions, pid: int, progress: Callable[[str], None]) -> None:
     """Return when all nodes serve. Raises what kept them from that."""
     deadline = time.monotonic() + 2 * NODE_START_S
     told: set[str] = set()
@@ -121,7 +122,8 @@ def _await_serving(
             return
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            reason = read_record(failure)
+            reason = read_record(failure_path(home, pid))
+            failure_path(home, pid).unlink(missing_ok=True)
             if reason:
                 raise from_line(str(reason["error"]))
             if not status:

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -37,7 +37,7 @@ from virgo.home import (
 from virgo.kernel.process import ProcessMark
 from virgo.kernel.systemd import notify
 from virgo.limits import NODE_LOST_S, NODE_START_S, NODE_STOP_S, RESTART_BACKOFF_S_MAX
-from virgo.node.control import NODES, RECORD, leftovers, stop_leftovers
+from virgo.node.control import NODES, RECORD, failure_path, leftovers, stop_leftovers
 from virgo.node.engines import LocalEngine, connect_engine
 from virgo.node.membership import register_patiently
 from virgo.node.transport import server_tls
@@ -167,11 +167,14 @@ class Supervisor:
             Busy: a cloud runs here already.
             VirgoError: something did not start; then all is stopped again.
         """
-        self._check_alone()
-        # Refuse before anything runs: an unsafe bind, an export or a program that is not there.
-        server_tls(self.config)
-        check_present(self.config.files)
-        allowlist(self.config.cpu.programs)
+        with self._alone():
+            # Refuse before anything runs: an unsafe bind, an export or a program that is not there.
+            server_tls(self.config)
+            check_present(self.config.files)
+            allowlist(self.config.cpu.programs)
+            await self._run(serving)
+
+    async def _run(self, serving: Callable[[], None]) -> None:
         self._record("starting")
         watchers: list[asyncio.Task[None]] = []
         try:
@@ -202,7 +205,6 @@ class Supervisor:
             await asyncio.gather(*(child.stop() for child in self.children))
             await self.engine.stop()
             record_path(self.config.home, RECORD).unlink(missing_ok=True)
-            self._lock.close()
 
     async def _acquaint(self) -> None:
         """Wait until each node has heard all the others, so that whoever asks any of them finds all."""
@@ -225,20 +227,21 @@ class Supervisor:
         finally:
             await engine.close()
 
-    def _check_alone(self) -> None:
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
         """Be the only supervisor of this VIRGO_HOME: by a lock that the kernel drops with the process."""
-        self._lock = (run_directory(self.config.home) / f"{RECORD}.lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise Busy(
-                f"a cloud is up under {self.config.home} already",
-                hint="`virgo status` shows it, `virgo down` stops it; each VIRGO_HOME has its own cloud.",
-            ) from None
-        if leftovers(self.config.home):
-            self.progress("stopping what a killed `virgo up` has left behind")
-            stop_leftovers(self.config.home)
+        with (run_directory(self.config.home) / f"{RECORD}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(
+                    f"a cloud is up under {self.config.home} already",
+                    hint="`virgo status` shows it, `virgo down` stops it; each VIRGO_HOME has its own cloud.",
+                ) from None
+            if leftovers(self.config.home):
+                self.progress("stopping what a killed `virgo up` has left behind")
+                stop_leftovers(self.config.home)
+            yield
 
     def _record(self, state: str) -> None:
         value = {
@@ -319,8 +322,7 @@ def main() -> int:
     )
     os.chdir("/")  # lest a directory of the caller's stay in use
     home = configuration.home()
-    failure = record_path(home, f"{RECORD}.failure")
-    failure.unlink(missing_ok=True)
+    failure = failure_path(home, os.getpid())
     try:
         options = msgspec.json.decode(os.environ["VIRGO_UP"].encode(), type=UpOptions)
         asyncio.run(supervise(configuration.load(), options))
