@@ -52,10 +52,10 @@ class Keeper(Hosted):
 
 
 class OurMapped(Keeper):
-    """Our client on the node's machine: reads from the mapped store, writes over the Unix socket."""
+    """Our client on the node's machine: reads and writes the mapped store."""
 
     name = "virgo mapped"
-    promises = "get: mapped file, one copy, no daemon; set: Unix socket, outlasts the node's process"
+    promises = "mapped file, one copy out, no daemon; a set outlasts node and client, not a power loss"
 
     def start(self) -> None:
         import virgo

@@ -20,7 +20,8 @@ from typing import Any
 
 from virgo.errors import Conflict, NotRunning, UnknownCommand
 from virgo.memory import calls
-from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo, Versioned
+from virgo.memory.calls import Data, Key, Local, RegionInfo, Versioned
+from virgo.memory.mapped import MISSING
 from virgo.wire.call import AsyncRunner
 
 _SCAN_KEYS = 1000

@@ -14,13 +14,12 @@ from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import check_fits
-from virgo.memory.mapped import ASK, open_mapped
+from virgo.memory.mapped import MISSING, open_mapped
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
 Key = bytes | str
 Data = bytes | bytearray | memoryview
-MISSING: Any = object()
 # Why a change cannot be made from here: the node may find room, on another node too, or say it better.
 _NODE_DECIDES = (NotRunning, PoolFull, DiskFull, FileRefused)
 
@@ -270,8 +269,7 @@ class Local:
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
         if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
             return MISSING
-        found = self._key(keyspace.SLOT_PREFIXES[slot] + key)
-        return MISSING if found is ASK else found
+        return self._key(keyspace.SLOT_PREFIXES[slot] + key)
 
     def put(self, key: bytes, value: bytes) -> bool:
         """Set a key that does not expire; False if the node is to be asked."""

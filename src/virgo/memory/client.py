@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from virgo.errors import Conflict, NotRunning, UnknownCommand
 from virgo.memory import calls
-from virgo.memory.calls import MISSING, Data, Key, Local, RegionInfo, Versioned
-from virgo.memory.mapped import step_aside
+from virgo.memory.calls import Data, Key, Local, RegionInfo, Versioned
+from virgo.memory.mapped import MISSING, step_aside
 from virgo.memory.verbs import BY_NAME
 from virgo.wire import near
 from virgo.wire.call import Call, Runner, whole

@@ -35,7 +35,7 @@ from virgo.memory.tables import DATABASES, IDENTITY, Tables
 from virgo.memory.writers import Announcement
 
 T = TypeVar("T")
-ASK: Any = object()  # the answer of a read that the node has to give
+MISSING: Any = object()  # the answer of a read that the node has to give
 _pack_id = struct.Struct(">Q").pack
 _maps: weakref.WeakValueDictionary[str, Mapped] = weakref.WeakValueDictionary()
 _registry = threading.RLock()
@@ -87,7 +87,7 @@ class Mapped:
         return self._tables is not None
 
     def key(self, stored: bytes) -> Any:
-        """The value of a key, None if it is absent, ASK if its use is to be noted. Raises NotRunning."""
+        """The value of a key, None if it is absent, MISSING if its use is to be noted. Raises NotRunning."""
         self._enter(None)
         try:
             if monotonic() > self._check_at:
@@ -104,7 +104,7 @@ class Mapped:
         entry = keyspace.decode_entry(record)
         if entry.expires_ms and entry.expires_ms <= now_ms():
             return None
-        return ASK if entry.sliding_ms and tired(entry) else entry.value
+        return MISSING if entry.sliding_ms and tired(entry) else entry.value
 
     def data(self, identifier: int) -> bytes | None:
         """The value of a plain region, None if it has none. Raises NotRunning."""
