@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from virgo.errors import BadConfig, NotLoaded
+from virgo.errors import BadConfig, NotLoaded, UnknownCommand
 from virgo.members import Load
+from virgo.node import commands as node_commands
 from virgo.node.modules import ModuleHost, discover, load_order
 from virgo.wire.commands import Command
 
@@ -101,3 +103,25 @@ def test_a_failing_module_is_restarted_and_says_not_loaded_meanwhile(how: str) -
         await host.stop()
 
     asyncio.run(main())
+
+
+def test_a_name_is_unknown_only_while_all_modules_are_up() -> None:
+    """What a module that starts or restarts may serve is NOTLOADED; what nobody serves is UNKNOWN."""
+    states = {"cpu": "restarting", "memory": "up"}
+    handler: Any = node_commands.unserved(lambda: states).handler
+    with pytest.raises(NotLoaded, match="cpu is restarting"):
+        handler(None, [b"VIRGO_CLONE", b"add"])
+    states["cpu"] = "up"
+    with pytest.raises(UnknownCommand):
+        handler(None, [b"VIRGO_CLONE", b"add"])
+
+
+def test_a_node_that_has_just_begun_to_start_says_so() -> None:
+    """NODES, STATUS and INFO before the engine and the others are known are NOTLOADED, and no defect."""
+    node: Any = SimpleNamespace(name="n1", begun=False)
+    served = {command.name: command.handler for command in node_commands.commands(node)}
+    for ask in (served["NODES"], served["STATUS"]):
+        with pytest.raises(NotLoaded, match="n1 is starting"):
+            ask(None, [b""])  # type: ignore[arg-type]
+    with pytest.raises(NotLoaded, match="n1 is starting"):
+        node_commands.info(node)

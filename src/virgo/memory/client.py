@@ -142,7 +142,7 @@ class MemoryClient(MutableMapping[Key, bytes]):
 
     @property
     def mapped(self) -> bool:
-        """Whether the connected node's store is read by mapping."""
+        """Whether what the connected node holds is read, and if it is ours written, by mapping."""
         return (self._local or self._attach()) is not None
 
     def _run(self, call: Call[T]) -> T:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
-from virgo.errors import CrossNode, VirgoError
+from virgo.errors import Busy, CrossNode, VirgoError
 from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_RENAME_ATTEMPTS_MAX, MEMORY_SLOTS
 from virgo.memory import generic, keyspace, parallel, strings
 from virgo.memory.keyspace import HEAD_BYTES, slot_of
@@ -172,7 +172,8 @@ class Keys:
             with self._store.batching() as batch:
                 return verb.run(batch, request)
         reply = await self._node.call(number, *request)
-        return Simple(reply.decode()) if verb.simple and reply == b"OK" else _typed(verb, reply)
+        simple = verb.simple and isinstance(reply, bytes) and not verb.shows(request)
+        return Simple(reply.decode()) if simple else reply
 
     def all_here(self, keys: Iterable[bytes]) -> bool:
         """Whether all keys are known to be this node's."""
@@ -232,7 +233,7 @@ class Keys:
             if await self.at(source, DROP, [b"MEMORY.KEY.DROP", request[1], b"%d" % version]):
                 break  # else it was set anew meanwhile, and the new value is to be moved
         else:
-            raise CrossNode(f"{verb.name}: the key is changed all the time")
+            raise Busy(f"{verb.name}: the key is set anew all the time, and stays where it is")
         return OK if verb.name == "RENAME" else int(kept)
 
 
@@ -260,11 +261,6 @@ def _command(verb: Verb, handler: Handler, **more: Any) -> Command:
         aliases=verb.aliases,
         **more,
     )
-
-
-def _typed(verb: Verb, reply: Any) -> Any:
-    """What the client decoded as bytes, as the simple string that it was."""
-    return Simple(reply.decode()) if verb.name == "TYPE" else reply
 
 
 def _merge(groups: list[list[int]], replies: list[Any]) -> Any:

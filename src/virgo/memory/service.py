@@ -68,9 +68,9 @@ class MemoryModule:
             capacity_bytes=self._capacity(),
             map_bytes=core.map_bytes(core.capacity_bytes(configured, self._machine_bytes, 1)),
         )
-        self._room = self._store.room_bytes()
         self._guard = Guard(self._store)
         self._guard.start()
+        self._room = self._store.room_bytes()
         self._slots = Slots(self._node.engine, self._node.number, self._rooms)
         self._chunks = Chunks(self._node, self._store)
         self._spread = Spread(self._node, self._store, self._chunks)
