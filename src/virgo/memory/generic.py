@@ -9,7 +9,7 @@ from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.entries import live, number, refuse, use
-from virgo.memory.keyspace import Entry, stored_key
+from virgo.memory.keyspace import stored_key
 from virgo.wire.resp import OK, Encoded, Simple
 
 COPY_USAGE = "source destination [DB 0] [REPLACE]"
@@ -95,19 +95,18 @@ def copy(batch: Batch, request: list[bytes]) -> int:
 # --- between nodes ----------------------------------------------------------------------------
 
 
-def dump(batch: Batch, request: list[bytes]) -> list[bytes | int] | None:
-    """MEMORY.KEY.DUMP key: value, expiry, sliding time, mark, version."""
+def dump(batch: Batch, request: list[bytes]) -> bytes | None:
+    """MEMORY.KEY.DUMP key: its record."""
     entry = live(batch, stored_key(request[1]))
-    return None if entry is None else list(entry)
+    return None if entry is None else keyspace.encode_entry(entry, entry.version)
 
 
 def put(batch: Batch, request: list[bytes]) -> int:
-    """MEMORY.KEY.PUT key replace value expiry sliding mark: whether it was kept."""
+    """MEMORY.KEY.PUT key replace record: whether it was kept."""
     stored = stored_key(request[1])
     if request[2] == b"0" and live(batch, stored) is not None:
         return 0
-    expires_ms, sliding_ms, mark = (number(word, "the argument", low=0) for word in request[4:7])
-    batch.put_entry(stored, Entry(request[3], expires_ms, sliding_ms, mark))
+    batch.put_entry(stored, keyspace.decode_entry(request[3]))
     return 1
 
 

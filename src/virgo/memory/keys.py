@@ -219,18 +219,17 @@ class Keys:
             return await self.at(source, verb, request)
         kept = False
         for _ in range(MEMORY_RENAME_ATTEMPTS_MAX):
-            entry = await self.at(source, DUMP, [b"MEMORY.KEY.DUMP", request[1]])
-            if entry is None:
+            record = await self.at(source, DUMP, [b"MEMORY.KEY.DUMP", request[1]])
+            if record is None:
                 if kept or verb.name == "COPY":  # deleted meanwhile by another: then it is moved all the same
                     break
                 raise generic.no_such_key(request[1])
-            value, *rest, version = entry
-            fields = [value, *(b"%d" % number for number in rest)]
             over = b"1" if replaces or kept else b"0"
-            kept = bool(await self.at(target, PUT, [b"MEMORY.KEY.PUT", request[2], over, *fields]))
+            kept = bool(await self.at(target, PUT, [b"MEMORY.KEY.PUT", request[2], over, record]))
             if not kept or verb.name == "COPY":
                 break
-            if await self.at(source, DROP, [b"MEMORY.KEY.DROP", request[1], b"%d" % version]):
+            version = b"%d" % keyspace.decode_entry(record).version
+            if await self.at(source, DROP, [b"MEMORY.KEY.DROP", request[1], version]):
                 break  # else it was set anew meanwhile, and the new value is to be moved
         else:
             raise Busy(f"{verb.name}: the key is set anew all the time, and stays where it is")
@@ -242,7 +241,7 @@ def _between(name: str, local: Local, usage: str, **more: Any) -> Verb:
 
 
 DUMP = _between("DUMP", generic.dump, "key")
-PUT = _between("PUT", generic.put, "key replace value expiry sliding mark", changes=True)
+PUT = _between("PUT", generic.put, "key replace record", changes=True)
 DROP = _between("DROP", generic.drop, "key version", changes=True)
 VERSION = _between("VERSION", generic.version, "key [key...]", shape="many")
 _BETWEEN_NODES = (DUMP, PUT, DROP, VERSION)
