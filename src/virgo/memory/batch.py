@@ -240,6 +240,13 @@ class Batch:
             self._put(self._tables.due, _U64.pack(entry.expires_ms) + stored, b"")
         return self._version
 
+    def renew_entry(self, stored: bytes, entry: Entry) -> None:
+        """Keep an entry under the version that it has: its value is the same, only what is beside it is not."""
+        self.writing()
+        self._keep(stored, keyspace.encode_entry(entry, entry.version))
+        if entry.expires_ms:
+            self._put(self._tables.due, _U64.pack(entry.expires_ms) + stored, b"")
+
     def _keep(self, stored: bytes, record: bytes) -> None:
         growth = len(stored) + len(record) + _KEY_OVERHEAD_BYTES
         if growth > self._room:

@@ -3,11 +3,11 @@
 What the store keeps, byte for byte:
 
 - of a key: flags (1 byte), version (8); then, each if its flag is set, expiry in ms since 1970 (8), sliding
-  time to live in ms (8), mark (4); then the value;
+  time to live in ms (8), mark (4), state (1); then the value;
 - of the slots: one table with a 16-bit number of a node per slot, 0 for a slot that no node has yet.
 
 A version is never given twice by one store, and rises with every change of it. The mark is a number that
-memcached's clients keep beside a value.
+memcached's clients keep beside a value; the state is what its protocol notes of a key, see `memcached.items`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def stored_key(key: bytes) -> bytes:
 # --- records --------------------------------------------------------------------------------
 
 _EXPIRES, _SLIDES, _MARKED = 1, 2, 4
+_STATED = 32
 _HEAD = struct.Struct("<BQ")
 _pack_head = _HEAD.pack
 HEAD_BYTES = _HEAD.size
@@ -69,6 +70,7 @@ class Entry(NamedTuple):
         sliding_ms: each use lets it live for so much longer; 0 if its expiry is fixed.
         mark: the number beside the value.
         version: given by the store with each change.
+        state: bits of memcached's protocol.
     """
 
     value: bytes
@@ -76,17 +78,18 @@ class Entry(NamedTuple):
     sliding_ms: int = 0
     mark: int = 0
     version: int = 0
+    state: int = 0
 
 
 def encode_plain(value: bytes, version: int) -> bytes:
-    """The record of a value that does not expire and has no mark."""
+    """The record of a value that does not expire and has nothing beside it."""
     return _pack_head(0, version) + value
 
 
 def encode_entry(entry: Entry, version: int) -> bytes:
     """The record of an entry, as of that version."""
-    value, expires_ms, sliding_ms, mark, _ = entry
-    if not (expires_ms or mark):
+    value, expires_ms, sliding_ms, mark, _, state = entry
+    if not (expires_ms or mark or state):
         return _pack_head(0, version) + value
     flags, fields = 0, b""
     if expires_ms:
@@ -95,20 +98,24 @@ def encode_entry(entry: Entry, version: int) -> bytes:
             flags, fields = flags | _SLIDES, fields + _U64.pack(sliding_ms)
     if mark:
         flags, fields = flags | _MARKED, fields + _U32.pack(mark)
+    if state:
+        flags, fields = flags | _STATED, fields + bytes((state,))
     return _pack_head(flags, version) + fields + value
 
 
 def decode_entry(record: bytes) -> Entry:
     """The entry of a record."""
     flags, version = _HEAD.unpack_from(record)
-    position, expires_ms, sliding_ms, mark = HEAD_BYTES, 0, 0, 0
+    position, expires_ms, sliding_ms, mark, state = HEAD_BYTES, 0, 0, 0, 0
     if flags & _EXPIRES:
         expires_ms, position = _U64.unpack_from(record, position)[0], position + 8
     if flags & _SLIDES:
         sliding_ms, position = _U64.unpack_from(record, position)[0], position + 8
     if flags & _MARKED:
         mark, position = _U32.unpack_from(record, position)[0], position + 4
-    return Entry(record[position:], expires_ms, sliding_ms, mark, version)
+    if flags & _STATED:
+        state, position = record[position], position + 1
+    return Entry(record[position:], expires_ms, sliding_ms, mark, version, state)
 
 
 # --- patterns -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import socket
 import ssl
 from pathlib import Path
 
-from virgo.context import NOBODY
+from virgo.context import NOBODY, Identity
 from virgo.errors import Busy, NotRunning, PortTaken, VirgoError
 from virgo.limits import CONNECTIONS_MAX, IDLE_S, LOGIN_S
 from virgo.wire.address import Address
@@ -23,6 +23,7 @@ from virgo.wire.crowd import Crowd
 from virgo.wire.door import Door
 from virgo.wire.peer import PeerAuthenticator
 from virgo.wire.session import Session
+from virgo.wire.speech import RESP, Speech
 
 _SWEEP_S = 1.0
 _BACKLOG = 1024
@@ -36,14 +37,24 @@ class Service:
         table: the commands.
         authenticator: says who asks.
         crowd: what its connections are counted among; those of all listeners of a node.
+        speech: how requests are read and errors are written.
+        stranger: who comes by plain TCP, until a login.
     """
 
     def __init__(
-        self, table: CommandTable, authenticator: PeerAuthenticator, *, crowd: Crowd | None = None
+        self,
+        table: CommandTable,
+        authenticator: PeerAuthenticator,
+        *,
+        crowd: Crowd | None = None,
+        speech: Speech = RESP,
+        stranger: Identity = NOBODY,
     ) -> None:
         self.table = table
         self.crowd = crowd or Crowd()
         self.authenticator = authenticator
+        self.speech = speech
+        self.stranger = stranger
         self.loop = asyncio.get_running_loop()
         self.sessions: set[Session] = set()
 

@@ -38,7 +38,6 @@ from virgo.limits import (
 from virgo.wire import resp
 from virgo.wire.answers import Answers, Slot
 from virgo.wire.commands import Command, CommandTable
-from virgo.wire.framing import RequestReader
 from virgo.wire.hooks import Batch, Interceptor
 from virgo.wire.peer import hung_up, identify
 from virgo.wire.refusals import defect, denied
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from virgo.wire.server import Service
 
 log = logging.getLogger("virgo.wire")
-
 
 B = TypeVar("B", bound=Batch)
 _SMALL_BYTES = 512  # answers below this are not counted against OUTPUT_PAUSE_BYTES
@@ -80,10 +78,11 @@ class Session(asyncio.Protocol):
         self._allowed: frozenset[str] = frozenset({""})
         self._roles = self._allowed  # none while there is an interceptor, so that all is looked at closely
         self._interceptor: Interceptor | None = None
-        self._reader = RequestReader(REQUEST_UNAUTHENTICATED_BYTES_MAX)
+        self._reader = service.speech.reader(REQUEST_UNAUTHENTICATED_BYTES_MAX)
+        self._error = service.speech.error
         self.queue: deque[list[bytes]] = deque()
         self._queued_bytes = 0
-        self._answers = Answers()
+        self._answers = Answers(self._error)
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = False  # a request is being awaited that those behind it wait for
         self._exclusive = False  # that, or as many are being awaited as may be
@@ -169,10 +168,10 @@ class Session(asyncio.Protocol):
         self.remote = transport.get_extra_info("socket").family != socket.AF_UNIX
         refusal = self.service.admit(self)
         if refusal is not None:
-            transport.write(resp.error(refusal))
+            transport.write(self._error(refusal))
             transport.close()
             return
-        self.peer, self._shown = identify(transport, self.service.authenticator)
+        self.peer, self._shown = identify(transport, self.service.authenticator, self.service.stranger)
         self.login(self._shown)
 
     def data_received(self, data: bytes) -> None:
@@ -287,7 +286,7 @@ class Session(asyncio.Protocol):
             except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
                 out.append(self._refused(request, error))
         if self._reader.fault is not None and not queue and not self._exclusive and not self._closing:
-            out.append(resp.error(self._reader.fault))
+            out.append(self._error(self._reader.fault))
             self._closing = True
         if out or self._batches or self._closing or self._ended:
             self.finish(out, writes)
@@ -337,7 +336,7 @@ class Session(asyncio.Protocol):
         """The answer to a request that failed."""
         if self._interceptor is not None:
             self._interceptor.refused()
-        return resp.error(error if isinstance(error, VirgoError) else defect(request, error))
+        return self._error(error if isinstance(error, VirgoError) else defect(request, error))
 
     def _refusal(self, command: Command, identity: Identity) -> VirgoError:
         if identity == NOBODY or command.role == "login":
@@ -398,7 +397,8 @@ class Session(asyncio.Protocol):
             failure = self._close_batches()
             if failure is not None:
                 for position in writes:
-                    out[position] = resp.error(failure)
+                    if out[position] is not resp.SILENT:
+                        out[position] = self._error(failure)
         if out:
             self._answers.add(out.copy(), self._transport)
             out.clear()
