@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from virgo.errors import BadConfig
-from virgo.limits import CALL_TIMEOUT_MS_MAX, PORT_OFFSET_MAX, WORKERS_MAX, GiB
+from virgo.limits import CALL_TIMEOUT_MS_MAX, MEMORY_VALUE_BYTES_MAX, PORT_OFFSET_MAX, WORKERS_MAX, GiB
 
 
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,9 +41,20 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The memory pool. `capacity_bytes` 0 means half of the machine's memory, shared by its nodes."""
+    """The memory pool.
+
+    Attributes:
+        capacity_bytes: 0 means half of the machine's memory, shared by its nodes.
+        memcached: where memcached's protocol is spoken: `HOST:PORT` or `unix:/path`, in which `{node}` is
+            the node's name; "" for nowhere.
+        memcached_roles: what everybody on this machine may do there by TCP without a login.
+        memcached_item_bytes: the largest item that is taken there, its key and head included.
+    """
 
     capacity_bytes: int = 0
+    memcached: str = ""
+    memcached_roles: list[str] = []
+    memcached_item_bytes: int = 1024 * 1024
 
 
 class CpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,6 +162,7 @@ class Range(NamedTuple):
 RANGES: Final[Mapping[tuple[str, str], Range]] = {
     ("node", "port_offset"): Range(0, PORT_OFFSET_MAX),
     ("memory", "capacity_bytes"): Range(MEMORY_CAPACITY_BYTES_MIN, MEMORY_CAPACITY_BYTES_MAX, or_zero=True),
+    ("memory", "memcached_item_bytes"): Range(1024, MEMORY_VALUE_BYTES_MAX),
     ("cpu", "workers"): Range(0, WORKERS_MAX),
     ("cpu", "program_time_s"): Range(0.001, CALL_TIMEOUT_MS_MAX // 1000),
     ("engine", "port"): Range(0, 65_535),

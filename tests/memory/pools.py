@@ -74,7 +74,7 @@ class PoolNode:
     def __init__(self, pools: Pools, number: int, directory: Path, capacity_bytes: int) -> None:
         self.pools = pools
         self.name = f"n{number}"
-        self.number = number
+        self.number = self.index = number
         self.directory = directory
         self.config = Config(home=directory, memory=MemoryConfig(capacity_bytes=capacity_bytes))
         self.engine = SimpleNamespace(registers=pools.registers)

@@ -241,7 +241,7 @@ class Batch:
         return self._version
 
     def renew_entry(self, stored: bytes, entry: Entry) -> None:
-        """Keep an entry under the version that it has: its value is the same, only what is beside it is not."""
+        """Keep an entry under the version that it has: only what is beside its value has changed."""
         self.writing()
         self._keep(stored, keyspace.encode_entry(entry, entry.version))
         if entry.expires_ms:

@@ -28,6 +28,9 @@ from virgo.memory.entries import now_ms
 from virgo.memory.guard import Guard
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
+from virgo.memory.memcached import place as memcached
+from virgo.memory.memcached.front import Front
+from virgo.memory.memcached.lines import Lines
 from virgo.memory.regions import Regions
 from virgo.memory.slots import Slots
 from virgo.memory.spread import Spread
@@ -47,6 +50,7 @@ class MemoryModule:
 
     def __init__(self, node: NodeServices) -> None:
         self._node = node
+        self._place = memcached.place(node.config, node.name, node.index)
         self._machine_bytes = int(psutil.virtual_memory().total)
         self._store: Store | None = None
         self._room = 0  # as of the last beat
@@ -78,6 +82,11 @@ class MemoryModule:
         self._keys = Keys(self._node, self._store, self._slots)
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
+        self._front = Front(
+            self._node.number, self._store, self._slots, self._keys, self._place.item_bytes_max
+        )
+        self._lines = Lines(self._front, self._store, self._keys, self._listing, self._place)
+        self._node.spawn(self._lines.run(), name="flush_all with a delay")
         self._node.spawn(self._expire(), name="expire keys")
         self._node.spawn(self._tidy(), name="tidy the store")
 
@@ -97,6 +106,8 @@ class MemoryModule:
             *self._listing.commands(),
             *self._transactions.commands(),
             *self._chunks.commands(),
+            *self._front.commands(),
+            *self._lines.commands(),
             Command(
                 "MEMORY.STATS", self._serve_stats, "read", summary="Figures of this node's pool, as JSON."
             ),
@@ -117,6 +128,8 @@ class MemoryModule:
             "chunks_swept": self._chunks.swept,
             "writers_helped": self._guard.helped,
             "writers_killed": self._guard.killed,
+            "memcached": str(self._place.address) if self._place.open else "",
+            "memcached_requests": self._front.figures.counts.total(),
         }
 
     def load(self, load: Load) -> Load:

@@ -31,6 +31,8 @@ from virgo.kernel.ports import port_taken
 from virgo.kernel.process import ProcessMark
 from virgo.kernel.systemd import notify, watchdog_interval_s
 from virgo.members import PORTS, Load, Member
+from virgo.memory.memcached import place as memcached
+from virgo.memory.memcached.place import PLACE as MEMCACHED
 from virgo.node import commands as node_commands
 from virgo.node.engines import connect_engine
 from virgo.node.membership import Membership, register_patiently
@@ -61,9 +63,11 @@ class Node:
         self.config = config
         self.name = name
         self.number = 0
+        self.index = index
         self.directory: Path = node_directory(config.home, name)
         self.engine: Engine
         self.ports = ports(config, index)
+        self._memcached = memcached.place(config, name, index)
         self.modules = ModuleHost(self._serve)
         self.membership: Membership
         self.peers: Peers
@@ -76,6 +80,7 @@ class Node:
         self._machine = machine_id()
         self._started_ms = time.time_ns() // 1_000_000
         self._tables: dict[str, CommandTable] = {}
+        self._apart: dict[str, CommandTable] = {}  # of places that do not speak RESP
         self._shared: list[Command] = []
         self._offered: dict[str, Sequence[Command]] = {}
         self._exit = contextlib.AsyncExitStack()
@@ -138,6 +143,8 @@ class Node:
             self._tables[place] = CommandTable(shared)
             self._tables[place].fallback = node_commands.absent(place)
         self._shared = shared
+        self._apart[MEMCACHED] = CommandTable()
+        self._apart[MEMCACHED].fallback = node_commands.absent("memory")
 
     def _serve(self, module: str, commands: Sequence[Command]) -> None:
         """Offer a module's commands on its own port, on the Unix socket and on other modules' ports.
@@ -145,7 +152,9 @@ class Node:
         Where two modules use a name, the port's own module wins. A port without its module offers
         nothing but the common commands.
         """
-        self._offered[module] = commands
+        for place, table in self._apart.items():
+            table.add(command for command in commands if command.place == place)
+        self._offered[module] = commands = [command for command in commands if not command.place]
         for place, table in self._tables.items():
             if place and place not in self._offered:
                 continue
@@ -169,6 +178,23 @@ class Node:
                 raise (port_taken(address.port, address.host) if address.port else error) from error
             self.listeners.append(listener)
             stack.push_async_callback(listener.close)
+        if self._memcached.open:
+            await self._listen_memcached(stack, authenticator)
+
+    async def _listen_memcached(self, stack: contextlib.AsyncExitStack, authenticator: Authenticator) -> None:
+        place = self._memcached
+        service = Service(
+            self._apart[MEMCACHED],
+            authenticator,
+            crowd=self._crowd,
+            speech=place.speech(),
+            stranger=place.stranger,
+        )
+        tls = server_tls(self.config, place.address.host) if place.address.tls else None
+        listener = Listener(service, place.address, tls=tls)
+        await listener.open()
+        self.listeners.append(listener)
+        stack.push_async_callback(listener.close)
 
     # --- what modules and commands ask ----------------------------------------------------------
 
@@ -217,6 +243,7 @@ class _Services:
         self._module = module
         self.name = node.name
         self.number = node.number
+        self.index = node.index
         self.directory = node.directory
         self.config = node.config
         self.engine = node.engine
