@@ -72,9 +72,10 @@ def _get(words: list[bytes]) -> Order:
     cas = _yes(words[0] in (b"gets", b"gats"))
     keys, seconds = words[1:], b""
     if words[0] in (b"gat", b"gats"):
-        keys, seconds = words[2:], words[1]
-        if signed32(seconds) is None:
+        time = signed32(words[1])
+        if time is None:
             return say(_BAD_TIME)
+        keys, seconds = words[2:], b"%d" % time
     if any(len(key) > KEY_BYTES_MAX for key in keys):
         return say(BAD_FORMAT)
     return Order([WIDE, cas, seconds, *keys])
@@ -121,9 +122,10 @@ def _touch(words: list[bytes]) -> Order:
     quiet, key = _quiet(words), words[1]
     if len(key) > KEY_BYTES_MAX:
         return say(BAD_FORMAT, quiet=quiet)
-    if signed32(words[2]) is None:
+    seconds = signed32(words[2])
+    if seconds is None:
         return say(_BAD_TIME, quiet=quiet)
-    return Order([TOUCH, key, _yes(quiet), words[2]])
+    return Order([TOUCH, key, _yes(quiet), b"%d" % seconds])
 
 
 def _delete(words: list[bytes]) -> Order:
@@ -160,13 +162,12 @@ def _verbosity(words: list[bytes]) -> Order:
 def _memlimit(words: list[bytes]) -> Order:
     if len(words) not in (2, 3):
         return say(ERROR)
-    megabytes = unsigned32(words[1])
-    answer = b"MEMLIMIT_ADJUST_FAILED the setting is memory.capacity_bytes of the node\r\n"
+    quiet, megabytes = _quiet(words), unsigned32(words[1])
     if megabytes is None:
-        answer = ERROR
-    elif megabytes < 8:
-        answer = b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n"
-    return say(answer, quiet=_quiet(words))
+        return say(ERROR, quiet=quiet)
+    if megabytes < 8:
+        return say(b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n", quiet=quiet)
+    return Order([LINE, b"cache_memlimit", _yes(quiet), b"%d" % megabytes])
 
 
 def _line(words: list[bytes]) -> Order:

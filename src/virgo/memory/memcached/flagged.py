@@ -35,7 +35,7 @@ class Flagged:
         entry = live(batch, stored) if wanted.has(b"u") else use(batch, stored)
         if entry is not None and not self._changes(entry, wanted):
             batch.count_get(True)
-            return self._hit(stored, key, entry, entry, wanted, won=False, made=False)
+            return self._hit(stored, key, entry, entry, wanted, won=False)
         if entry is None and not wanted.has(b"N"):
             batch.count_get(False)
             return (
@@ -65,7 +65,7 @@ class Flagged:
             elif letter == ord("N") and made:
                 entry, won = entry._replace(expires_ms=until_ms(wanted.vivify_s, now)), True
         batch.count_get(True)
-        answer = self._hit(stored, key, before, entry, wanted, won=won, made=made)
+        answer = self._hit(stored, key, before, entry, wanted, won=won)
         if won:
             entry = entry._replace(state=entry.state | SENT)
         if entry != before:
@@ -90,7 +90,7 @@ class Flagged:
         return bool(expires_ms) and left_s(expires_ms, now) < left_s(limit_ms, now)
 
     def _hit(
-        self, stored: bytes, key: bytes, before: Entry, entry: Entry, wanted: Flags, *, won: bool, made: bool
+        self, stored: bytes, key: bytes, before: Entry, entry: Entry, wanted: Flags, *, won: bool
     ) -> bytes:
         fetched, idle_s = self._items.uses.look(stored, entry.version)
         length = len(entry.value)
@@ -109,7 +109,7 @@ class Flagged:
             if holds:
                 answer += flag
         if not wanted.has(b"u"):
-            self._items.uses.note(stored, entry.version, fetched=not made)
+            self._items.uses.note(stored, entry.version, fetched=True)
         return b"%b\r\n%b\r\n" % (answer, entry.value) if wanted.has(b"v") else answer + b"\r\n"
 
     # --- the others -----------------------------------------------------------------------------

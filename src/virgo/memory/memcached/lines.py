@@ -1,7 +1,8 @@
 """What memcached's protocol asks of a server and not of a key: figures, listings, forgetting all.
 
-`flush_all` forgets all keys of the cloud, those of other protocols too; with a delay it is this node that
-remembers it until then. Listings are of the whole cloud.
+`cache_memlimit` lowers the capacity of this node's pool, and raises it again, until the node ends; it is
+for administrators. `flush_all` forgets all keys of the cloud, those of other protocols too; with a delay
+it is this node that remembers it until then. Listings are of the whole cloud.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final
 from virgo._version import __version__
 from virgo.clock import wall_ms
 from virgo.errors import TooLarge, VirgoError
-from virgo.limits import CONNECTIONS_MAX, MEMORY_REPLY_BYTES_MAX, MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS
+from virgo.limits import CONNECTIONS_MAX, MEMORY_REPLY_BYTES_MAX, MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS, MiB
 from virgo.memory import generic
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
@@ -33,6 +34,7 @@ from virgo.wire.session import Session
 log = logging.getLogger("virgo.memory")
 VERSION: Final = "1.6.18"  # the memcached whose protocol this is; clients choose features by it
 _OK, _END = Encoded(b"OK\r\n"), b"END\r\n"
+_UNABLE: Final = Encoded(b"MEMLIMIT_ADJUST_FAILED memory.capacity_bytes of the node is less\r\n")
 _NO_CRAWLER: Final = Encoded(b"CLIENT_ERROR lru crawler disabled\r\n")
 
 
@@ -40,6 +42,8 @@ class Lines:
     """Served by one node."""
 
     def __init__(self, front: Front, store: Store, keys: Keys, listing: Listing, place: Place) -> None:
+        self.capacity_bytes_max = 0  # as `cache_memlimit` has set it, 0 for as configured
+        self._configured_bytes = store.state.capacity_bytes
         self._front = front
         self._figures: Figures = front.figures
         self._store = store
@@ -65,10 +69,22 @@ class Lines:
         if name == b"flush_all":
             session.require("write", "flush_all")
             return self._flush_all(int(words[0]), quiet)
+        if name == b"cache_memlimit":
+            session.require("admin", "cache_memlimit")
+            answer = self._limit(int(words[0]) * MiB)
+            return SILENT if quiet else answer
         session.require("read", name.decode())
         if name == b"stats":
             return self._stats(session, words)
         return self._crawl(words)
+
+    def _limit(self, capacity_bytes: int) -> Encoded:
+        """The files that are mapped have room for what is configured, and for no more."""
+        if capacity_bytes > self._configured_bytes:
+            return _UNABLE
+        self.capacity_bytes_max = capacity_bytes
+        self._store.resize(capacity_bytes)
+        return _OK
 
     # --- forgetting all -------------------------------------------------------------------------
 

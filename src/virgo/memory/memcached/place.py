@@ -20,7 +20,7 @@ from virgo.wire.speech import Speech
 
 PORT = 11211
 PLACE = "memcached"  # where the listener's commands are served, and nowhere else
-_ROLES = frozenset({"read", "write"})
+_ROLES = frozenset({"read", "write", "admin"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def place(config: Config, name: str, index: int) -> Place:
     if wrong:
         raise BadConfig(
             f"memory.memcached_roles: {wrong[0]!r} cannot be had without a login",
-            hint="Give read, write, or both; memcached's commands need no others.",
+            hint="Give read and write; admin is for cache_memlimit alone.",
         )
     if found.path:
         return Place(Address(path=found.path.replace("{node}", name)), memory.memcached_item_bytes)
