@@ -41,7 +41,7 @@ Suites: bookworm-security
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 """
-_FILE_S = 150
+_FILE_S = 300
 
 
 @dataclass

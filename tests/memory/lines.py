@@ -48,13 +48,13 @@ class Talk:
 
     def until(self, end: bytes) -> bytes:
         """What comes, up to an end; or until the other side closes."""
-        found = b""
+        found = bytearray()
         while not found.endswith(end):
             data = self.socket.recv(1 << 20)
             if not data:
                 break
             found += data
-        return found
+        return bytes(found)
 
     def cas(self, key: bytes) -> int:
         """The cas unique of an item, 0 if it is not there; it does not count as a use."""

@@ -1,7 +1,7 @@
 """Beside a real memcached: the same generated requests to both, the answers compared byte for byte.
 
-What is meant to be otherwise is in docs/memcached.md, and left out here: `stats`, evictions, a time that is set
-into the past and shown by the same request, the key of an item that was made by `N` and came in base64.
+What is meant to be otherwise is in docs/memcached.md, and left out here: `stats`, evictions, a time that is
+set into the past and shown by the same request, the key of an item that was made by `N` and came in base64.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import resource
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class Node:
         self._machine = machine_id()
         self._started_ms = time.time_ns() // 1_000_000
         self._tables: dict[str, CommandTable] = {}
+        self._later: Listener | None = None  # what is opened once the modules are up
         self._apart: dict[str, CommandTable] = {}  # of places that do not speak RESP
         self._shared: list[Command] = []
         self._offered: dict[str, Sequence[Command]] = {}
@@ -125,6 +126,8 @@ class Node:
         stack.push_async_callback(self.membership.stop)
         await self.modules.start(discover(), lambda name: _Services(self, name))
         stack.push_async_callback(self.modules.stop)
+        if self._later is not None:
+            await self._open_listener(stack, self._later)
         self._state = "up"
         await self.membership.beat()
         await stack.enter_async_context(_background(self.membership.run(), "beats"))
@@ -171,17 +174,15 @@ class Node:
             places.append((module, Address(host=self.config.node.bind, port=port, tls=tls is not None)))
         for place, address in places:
             service = Service(self._tables[place], authenticator, crowd=self._crowd)
-            listener = Listener(service, address, tls=tls if address.tls else None)
-            try:
-                await listener.open()
-            except PortTaken as error:
-                raise (port_taken(address.port, address.host) if address.port else error) from error
-            self.listeners.append(listener)
-            stack.push_async_callback(listener.close)
+            await self._open_listener(stack, Listener(service, address, tls=tls if address.tls else None))
         if self._memcached.open:
-            await self._listen_memcached(stack, authenticator)
+            self._offer_memcached(authenticator)
 
-    async def _listen_memcached(self, stack: contextlib.AsyncExitStack, authenticator: Authenticator) -> None:
+    def _offer_memcached(self, authenticator: Authenticator) -> None:
+        """Take the place where memcached's protocol is spoken; it is served once the memory is there.
+
+        Clients of memcached know a server that refuses connections, and not one that is still starting.
+        """
         place = self._memcached
         service = Service(
             self._apart[MEMCACHED],
@@ -191,10 +192,15 @@ class Node:
             stranger=place.stranger,
         )
         tls = server_tls(self.config, place.address.host) if place.address.tls else None
-        listener = Listener(service, place.address, tls=tls)
-        await listener.open()
-        self.listeners.append(listener)
+        self._later = Listener(service, place.address, tls=tls)
+        with _naming_holder(place.address):
+            self._later.bind()
+
+    async def _open_listener(self, stack: contextlib.AsyncExitStack, listener: Listener) -> None:
         stack.push_async_callback(listener.close)
+        with _naming_holder(listener.address):
+            await listener.open()
+        self.listeners.append(listener)
 
     # --- what modules and commands ask ----------------------------------------------------------
 
@@ -272,6 +278,15 @@ class _Services:
     def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         """See NodeServices."""
         self._node.modules.spawn(self._module, work, task_name=name)
+
+
+@contextlib.contextmanager
+def _naming_holder(address: Address) -> Iterator[None]:
+    """A port that is taken is an error that names who has it."""
+    try:
+        yield
+    except PortTaken as error:
+        raise (port_taken(address.port, address.host) if address.port else error) from error
 
 
 def ports(config: Config, index: int) -> dict[str, int]:

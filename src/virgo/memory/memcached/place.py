@@ -73,6 +73,11 @@ def place(config: Config, name: str, index: int) -> Place:
             f"memory.memcached_roles: {wrong[0]!r} cannot be had without a login",
             hint="Give read and write; admin is for cache_memlimit alone.",
         )
+    if found.path and index > 1 and "{node}" not in found.path:
+        raise BadConfig(
+            f"memory.memcached: several nodes would listen at {found.path}",
+            hint="Write {node} into the path; it is replaced by each node's name.",
+        )
     if found.path:
         return Place(Address(path=found.path.replace("{node}", name)), memory.memcached_item_bytes)
     port = found.port + config.node.port_offset + index - 1
