@@ -65,7 +65,18 @@ class Outcome:
         text = f"{self.passed} of {self.planned} assertions pass"
         if self.ended_early:
             text += f", ends after {self.passed + len(self.failed)}"
-        return text + (f", failing: {self.failed}" if self.failed else "")
+        return text + (f", failing: {ranges(self.failed)}" if self.failed else "")
+
+
+def ranges(numbers: list[int]) -> list[int | str]:
+    """Numbers as they are written down: [3, "5-8"]."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return [low if low == high else f"{low}-{high}" for low, high in found]
 
 
 # --- fetching ---------------------------------------------------------------------------------
