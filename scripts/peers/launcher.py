@@ -19,11 +19,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from virgo.errors import VirgoError
-from virgo.memory.memcached.place import PORT
-from virgo.node import control
-from virgo.node.supervisor import UpOptions
-
 _HELP = """memcached 1.6.18
 -p, --port=<num>          TCP port to listen on
 -U, --udp-port=<num>      ignored: there is no UDP
@@ -81,7 +76,7 @@ def size_of(text: str) -> int:
 
 def settings(options: list[tuple[str, str]], home: Path) -> dict[str, str]:
     """The node's configuration, as environment variables."""
-    given = {"-p": str(PORT), "-m": "64", "-I": "1m", "-l": "", "-s": ""}
+    given = {"-p": "11211", "-m": "64", "-I": "1m", "-l": "", "-s": ""}
     for name, value in options:
         if name in given:
             given[name] = value
@@ -109,6 +104,11 @@ def main(arguments: list[str]) -> int:
     if any(name in ("-h", "-V") for name, _ in options):
         sys.stdout.write(_HELP)
         return 0
+    # The suite asks for help before each start, which shall not wait for all of VIRGO.
+    from virgo.errors import VirgoError
+    from virgo.node import control
+    from virgo.node.supervisor import UpOptions
+
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # end with the suite, however it ends
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, stop)

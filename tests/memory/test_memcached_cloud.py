@@ -171,6 +171,36 @@ def test_a_time_that_slides_does_so_for_memcached_too(pair: RunningCloud, talks:
             assert talks[0].ask(b"get sliding\r\n") == b"VALUE sliding 0 1\r\n1\r\nEND\r\n"
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        *(
+            ("STORE", "k", "0", "set", "x", "0", "0", "v"),
+            ("STORE", "k", "0", "set", "4294967296", "0", "0", "v"),
+        ),
+        *(
+            ("MG", "k", "0", ""),
+            ("MG", "k", "0", "v", "v"),
+            ("MS", "k", "0", "v", "T"),
+            ("MA", "k", "0", "Dx"),
+        ),
+        *(
+            ("GET", "0", "x", "k"),
+            ("TOUCH", "k", "0", ""),
+            ("DELTA", "k", "0", "+", "-1"),
+            ("PAGE", "-1", "1", "keys"),
+        ),
+    ],
+)
+def test_what_nodes_ask_each_other_is_checked_too(pair: RunningCloud, request_: tuple[str, ...]) -> None:
+    """The commands between nodes take what a node sends; anything else is BADARG, and changes nothing."""
+    with redis.Redis(unix_socket_path=pair.socket("n1")) as client:
+        client.execute_command("MEMORY.MC.STORE", "k", "0", "set", "0", "0", "0", "5")
+        with pytest.raises(redis.ResponseError, match="BADARG"):
+            client.execute_command(f"MEMORY.MC.{request_[0]}", *request_[1:])
+        assert client.execute_command("MEMORY.MC.GET", "0", "", "k") == [b"VALUE k 0 1\r\n5\r\n"]
+
+
 # --- losses ---------------------------------------------------------------------------------------
 
 

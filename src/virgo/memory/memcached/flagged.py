@@ -10,7 +10,7 @@ from virgo.memory.batch import Batch
 from virgo.memory.entries import live, now_ms, use
 from virgo.memory.keyspace import Entry, stored_key
 from virgo.memory.memcached.items import BINARY, NOT_NUMBER, SENT, STALE, Items, total_of
-from virgo.memory.memcached.meta import Flags, flags
+from virgo.memory.memcached.meta import Flags, checked
 from virgo.memory.memcached.numbers import encoded, left_s, until_ms
 
 _CODES = {b"STORED\r\n": b"HD", b"EXISTS\r\n": b"EX", b"NOT_FOUND\r\n": b"NF", b"NOT_STORED\r\n": b"NS"}
@@ -30,7 +30,7 @@ class Flagged:
 
     def get(self, batch: Batch, request: list[bytes]) -> bytes:
         """MG key quiet flag..."""
-        key, wanted = request[1], flags(request[3:])
+        key, wanted = request[1], checked(request[3:])
         stored = stored_key(key)
         entry = live(batch, stored) if wanted.has(b"u") else use(batch, stored)
         if entry is not None and not self._changes(entry, wanted):
@@ -116,7 +116,7 @@ class Flagged:
 
     def store(self, batch: Batch, request: list[bytes]) -> bytes:
         """MS key quiet value flag..."""
-        key, value, wanted = request[1], request[3], flags(request[4:])
+        key, value, wanted = request[1], request[3], checked(request[4:])
         mode = _MODES.get(wanted.mode, b"set")
         if wanted.has(b"C") and mode in (b"set", b"replace"):
             mode = b"cas"
@@ -133,7 +133,7 @@ class Flagged:
 
     def delete(self, batch: Batch, request: list[bytes]) -> bytes:
         """MD key quiet flag..."""
-        key, wanted = request[1], flags(request[3:])
+        key, wanted = request[1], checked(request[3:])
         stored = stored_key(key)
         entry = live(batch, stored)
         if entry is None:
@@ -162,7 +162,7 @@ class Flagged:
 
     def add(self, batch: Batch, request: list[bytes]) -> bytes:
         """MA key quiet flag..."""
-        key, wanted = request[1], flags(request[3:])
+        key, wanted = request[1], checked(request[3:])
         stored, shown = stored_key(key), _key(request[1], wanted.has(b"b"))
         old, now = live(batch, stored), now_ms()
         if old is None and not wanted.has(b"N"):

@@ -143,8 +143,7 @@ class Front:
     def get(self, session: Session, request: list[bytes]) -> Any:
         """get, gets, gat, gats."""
         request = [GET, *request[1:]]
-        if request[2]:
-            session.require("write", "gat")
+        _permit(session, self._get, request)
         keys = request[3:]
         if all(map(self._is_here, keys)):
             parts = self._get.run(session.batch(b"memory", self._store.batch), request)
@@ -197,15 +196,17 @@ class Front:
 
 
 def _vivifies(request: list[bytes]) -> bool:
-    return meta.flags(request[3:]).has(b"N")
+    return meta.checked(request[3:]).has(b"N")
 
 
 def _permit(session: Session, verb: Verb, request: list[bytes]) -> None:
     """Raise Denied unless who asks has the further role that the request needs."""
-    if verb.reads or (verb.name == f"{PREFIX}MA" and meta.flags(request[3:]).has(b"v")):
+    if verb.reads or (verb.name == f"{PREFIX}MA" and meta.checked(request[3:]).has(b"v")):
         session.require("read", verb.name)
+    elif verb.name == f"{PREFIX}GET" and request[2]:
+        session.require("write", verb.name)
     elif verb.name == f"{PREFIX}MG":
-        wanted = meta.flags(request[3:])
+        wanted = meta.checked(request[3:])
         if wanted.has(b"T") or wanted.has(b"N"):
             session.require("write", verb.name)
 
@@ -215,7 +216,7 @@ def _verb(name: str, local: Any, usage: str, **more: Any) -> Verb:
 
 
 def _command(verb: Verb, handler: Handler, **more: Any) -> Command:
-    writes = verb.changes or verb.name == f"{PREFIX}MG"
+    writes = verb.changes or verb.name in (f"{PREFIX}MG", f"{PREFIX}GET")  # these do so by their flags
     return Command(
         verb.name,
         handler,

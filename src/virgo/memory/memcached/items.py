@@ -17,7 +17,7 @@ from typing import Final
 from virgo.memory.batch import Batch
 from virgo.memory.entries import live, now_ms, use
 from virgo.memory.keyspace import Entry, stored_key
-from virgo.memory.memcached.numbers import unsigned64, until_ms
+from virgo.memory.memcached.numbers import U32_MAX, checked, seconds_of, unsigned64, until_ms
 from virgo.memory.memcached.orders import TOO_LARGE, item_bytes
 from virgo.memory.memcached.uses import Uses
 
@@ -49,7 +49,7 @@ class Items:
         found = []
         for key in request[3:]:
             stored = stored_key(key)
-            entry = self.touched(batch, stored, int(seconds)) if seconds else use(batch, stored)
+            entry = self.touched(batch, stored, seconds_of(seconds)) if seconds else use(batch, stored)
             batch.count_get(entry is not None)
             if entry is None:
                 found.append(b"")
@@ -74,7 +74,7 @@ class Items:
     def touch(self, batch: Batch, request: list[bytes]) -> bytes:
         """TOUCH key quiet seconds."""
         stored = stored_key(request[1])
-        entry = self.touched(batch, stored, int(request[3]))
+        entry = self.touched(batch, stored, seconds_of(request[3]))
         if entry is None:
             return NOT_FOUND
         self.uses.note(stored, entry.version, fetched=True)
@@ -101,7 +101,8 @@ class Items:
     def store(self, batch: Batch, request: list[bytes]) -> bytes:
         """STORE key quiet mode mark seconds cas value."""
         _, key, _, mode, mark, seconds, cas, value = request
-        new = Entry(value, until_ms(int(seconds), now_ms()), mark=int(mark), version=int(cas))
+        expires_ms = until_ms(seconds_of(seconds), now_ms())
+        new = Entry(value, expires_ms, mark=checked(mark, U32_MAX), version=checked(cas))
         return self.put(batch, key, mode, new)[0]
 
     def put(
@@ -146,7 +147,7 @@ class Items:
         old = live(batch, stored)
         if old is None:
             return NOT_FOUND
-        total = total_of(old.value, request[3] == b"+", int(request[4]))
+        total = total_of(old.value, request[3] == b"+", checked(request[4]))
         if total is None:
             return NOT_NUMBER
         self.count(batch, stored, old, total)

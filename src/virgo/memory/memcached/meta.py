@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from virgo.errors import BadArgument
 from virgo.memory.memcached.numbers import decoded, signed32, unsigned32, unsigned64
 from virgo.memory.memcached.orders import (
     BAD_FORMAT,
@@ -79,7 +80,7 @@ def flags(words: Sequence[bytes]) -> Flags:
     found = Flags(words)
     seen = bytearray()
     for word in words:
-        letter = word[0]
+        letter = word[0] if word else 127
         if letter >= 127 or letter in seen:
             found.fault = b"CLIENT_ERROR duplicate flag\r\n"
             break
@@ -102,6 +103,14 @@ def flags(words: Sequence[bytes]) -> Flags:
         elif letter == ord("O") and len(word) > _OPAQUE_BYTES_MAX and not found.fault:
             found.fault = _BAD_OPAQUE
     found.seen = bytes(seen)
+    return found
+
+
+def checked(words: Sequence[bytes]) -> Flags:
+    """The flags that another node has read before. Raises BadArgument for those that nobody can read."""
+    found = flags(words)
+    if found.fault:
+        raise BadArgument(found.fault.decode().strip(), hint="Flags are those of memcached's meta protocol.")
     return found
 
 

@@ -10,10 +10,13 @@ import binascii
 import re
 from typing import Final
 
+from virgo.errors import BadArgument
+
 _NUMBER = re.compile(rb"[ \t\n\v\f\r]*([+-]?[0-9]+)(?=[ \t\n\v\f\r\0]|\Z)").match
 _U64: Final = 2**64
 _I64_MAX: Final = 2**63 - 1
 _U32: Final = 2**32
+U32_MAX: Final = _U32 - 1
 # A time from here on is one of the calendar, else it counts from now.
 RELATIVE_S_MAX: Final = 60 * 60 * 24 * 30
 
@@ -46,6 +49,18 @@ def signed32(text: bytes) -> int | None:
         return None
     value %= _U32
     return value - _U32 if value >= _U32 // 2 else value
+
+
+def checked(data: bytes, high: int = _U64 - 1, low: int = 0) -> int:
+    """A number that another node has read before. Raises BadArgument for what is none, or too large."""
+    if not data.removeprefix(b"-").isdigit() or not low <= int(data[:24]) <= high:
+        raise BadArgument(f"{data[:24]!r} is no number that fits", hint="Decimal digits, within its width.")
+    return int(data)
+
+
+def seconds_of(data: bytes) -> int:
+    """As `checked`, for a time to live."""
+    return checked(data, 2**31 - 1, -(2**31))
 
 
 def until_ms(seconds: int, now_ms: int) -> int:
