@@ -197,7 +197,8 @@ def test_what_nodes_ask_each_other_is_checked_too(pair: RunningCloud, request_: 
     with redis.Redis(unix_socket_path=pair.socket("n1")) as client:
         client.execute_command("MEMORY.MC.STORE", "k", "0", "set", "0", "0", "0", "5")
         with pytest.raises(redis.ResponseError, match="BADARG"):
-            client.execute_command(f"MEMORY.MC.{request_[0]}", *request_[1:])
+            words = ["" if word == "{}" else word for word in request_.split()]
+            client.execute_command(f"MEMORY.MC.{words[0]}", *words[1:])
         assert client.execute_command("MEMORY.MC.GET", "0", "", "k") == [b"VALUE k 0 1\r\n5\r\n"]
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from virgo.errors import DiskFull, PoolFull, VirgoError
+
 # By command, and what its answer begins with: the figure that is counted.
 _BY_ANSWER: Mapping[tuple[str, bytes], tuple[str, ...]] = {
     ("DELETE", b"D"): ("delete_hits",),
@@ -23,6 +25,7 @@ _BY_ANSWER: Mapping[tuple[str, bytes], tuple[str, ...]] = {
     ("cas", b"E"): ("cmd_set", "cas_badval"),
     ("cas", b"N"): ("cmd_set", "cas_misses"),
     ("STORE", b""): ("cmd_set",),
+    ("REFUSE", b""): ("store_too_large",),
     ("MG", b"H"): ("cmd_get", "get_hits"),
     ("MG", b"V"): ("cmd_get", "get_hits"),
     ("MG", b""): ("cmd_get", "get_misses"),
@@ -36,6 +39,7 @@ NAMES = (
     *("cmd_get", "cmd_set", "cmd_flush", "cmd_touch", "cmd_meta", "get_hits", "get_misses"),
     *("delete_misses", "delete_hits", "incr_misses", "incr_hits", "decr_misses", "decr_hits"),
     *("cas_misses", "cas_hits", "cas_badval", "touch_hits", "touch_misses", "auth_cmds", "auth_errors"),
+    *("store_too_large", "store_no_memory"),
 )
 
 
@@ -50,10 +54,15 @@ class Figures:
 
     def count(self, what: str, answer: bytes) -> None:
         """Take note of a command by what it answered."""
-        if answer.startswith((b"CLIENT_ERROR", b"SERVER_ERROR")):
+        if what != "REFUSE" and answer.startswith((b"CLIENT_ERROR", b"SERVER_ERROR")):
             return
         for name in _BY_ANSWER.get((what, answer[:1])) or _BY_ANSWER.get((what, b""), ()):
             self.counts[name] += 1
+
+    def failed(self, error: VirgoError) -> None:
+        """Take note of a command that failed."""
+        if isinstance(error, PoolFull | DiskFull):
+            self.counts["store_no_memory"] += 1
 
     def got(self, hits: int, misses: int, *, touched: bool) -> None:
         """Take note of a get of so many keys."""

@@ -19,7 +19,7 @@ from virgo.memory.memcached.dump import Dump
 from virgo.memory.memcached.figures import Figures
 from virgo.memory.memcached.flagged import Flagged
 from virgo.memory.memcached.items import STORED, Items
-from virgo.memory.memcached.orders import GET, PREFIX, QUIT, SAY, SET, STORE, WIDE
+from virgo.memory.memcached.orders import GET, PREFIX, QUIT, SAY, SET, STORE, TOO_LARGE, WIDE
 from virgo.memory.memcached.place import PLACE
 from virgo.memory.slots import Slots
 from virgo.memory.store import Store
@@ -80,9 +80,15 @@ class Front:
             *listener,
             local(WIDE, self.get, "read"),
             local(SET, self.set, ""),
-            local(SAY, lambda _session, request: Encoded(request[1]), "login"),
+            local(SAY, self.say, "login"),
             local(QUIT, _quit, ""),
         ]
+
+    def say(self, _session: Session, request: list[bytes]) -> Encoded:
+        """SAY answer outcome."""
+        if request[2] == TOO_LARGE:
+            self.figures.counts["store_too_large"] += 1
+        return Encoded(request[1])
 
     # --- one key ------------------------------------------------------------------------------
 
@@ -108,7 +114,8 @@ class Front:
                 found = verb.run(session.batch(b"memory", self._store.batch), request)
                 return self._answer(session, verb, request, found)
             return self._elsewhere(session, verb, request)
-        except VirgoError:
+        except VirgoError as error:
+            self.figures.failed(error)
             if request[2] == b"1":
                 return SILENT
             raise
@@ -122,7 +129,8 @@ class Front:
         try:
             numbers = await self._keys.locate([request[1]], assigns=creates)
             found = await self._keys.at(numbers[0], verb, request)
-        except VirgoError:
+        except VirgoError as error:
+            self.figures.failed(error)
             if request[2] == b"1":
                 return SILENT
             raise
