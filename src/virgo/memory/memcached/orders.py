@@ -12,8 +12,8 @@ Every request on a key has the key at 1 and, at 2, b"1" if no answer is wanted a
     MS      key quiet value flag...
     ME      key quiet form                      form b"b" if the key came in base64
 
-and of the listener alone: SAY answer outcome, where the answer is b"" if nobody wants it; LINE word... for what
-is about no key; QUIT.
+and of the listener alone: SAY answer outcome, where the answer is b"" if nobody wants it; LINE word... for
+what is about no key; QUIT.
 """
 
 from __future__ import annotations
