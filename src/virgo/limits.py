@@ -177,6 +177,8 @@ MEMORY_CLAIMS_TIDIED_MAX: Final = 1_000
 MEMORY_EVICT_BYTES_MIN: Final = 256 * KiB
 # ... or this share of the pool, if that is more.
 MEMORY_EVICT_SHARE: Final = 1 / 256
+# After a round that found nothing to evict, none is begun for so long: it takes milliseconds.
+MEMORY_EVICT_AGAIN_S: Final = 1.0
 # Keys looked at for one eviction before any that may be evicted will do, so that no change takes long.
 MEMORY_EVICT_LOOKS_MAX: Final = 20_000
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,16 @@ from virgo.members import Load, Member
 from virgo.memory.service import MemoryModule
 from virgo.wire import resp
 from virgo.wire.commands import CommandTable
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test that is a coroutine in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        asyncio.run(test(*arguments, **named))
+
+    return run
 
 
 class Registers:
@@ -71,12 +82,12 @@ class Chunk:
 class PoolNode:
     """One node: the services for its module, and the module."""
 
-    def __init__(self, pools: Pools, number: int, directory: Path, capacity_bytes: int) -> None:
+    def __init__(self, pools: Pools, number: int, directory: Path, memory: MemoryConfig) -> None:
         self.pools = pools
         self.name = f"n{number}"
         self.number = number
         self.directory = directory
-        self.config = Config(home=directory, memory=MemoryConfig(capacity_bytes=capacity_bytes))
+        self.config = Config(home=directory, memory=memory)
         self.engine = SimpleNamespace(registers=pools.registers)
         self.up = True
         self.tasks: set[asyncio.Task[None]] = set()
@@ -138,8 +149,10 @@ class PoolNode:
         command = self.table.find(encoded[0])
         command.check_arity(encoded)
         chunk = Chunk()
-        result = command.handler(chunk, encoded)  # type: ignore[arg-type]
-        chunk.close()
+        try:
+            result = command.handler(chunk, encoded)  # type: ignore[arg-type]
+        finally:
+            chunk.close()
         return await result if asyncio.iscoroutine(result) else result
 
     async def settle(self) -> None:
@@ -154,11 +167,11 @@ class PoolNode:
 class Pools:
     """Nodes 1 to `count`."""
 
-    def __init__(self, directory: Path, count: int, capacity_bytes: int) -> None:
+    def __init__(self, directory: Path, count: int, memory: MemoryConfig) -> None:
         self.registers = Registers()
         self.nodes: dict[int, PoolNode] = {}
         for number in range(1, count + 1):
-            self.nodes[number] = PoolNode(self, number, directory / f"n{number}", capacity_bytes)
+            self.nodes[number] = PoolNode(self, number, directory / f"n{number}", memory)
         self.on_call: Callable[[int, list[bytes]], Coroutine[Any, Any, None] | None] | None = None
 
     def __getitem__(self, number: int) -> PoolNode:
@@ -177,9 +190,11 @@ class Pools:
 
 
 @contextlib.asynccontextmanager
-async def pools(directory: Path, count: int = 3, *, capacity_bytes: int = 64 << 20) -> AsyncIterator[Pools]:
-    """Nodes that serve."""
-    made = Pools(directory, count, capacity_bytes)
+async def pools(
+    directory: Path, count: int = 3, *, capacity_bytes: int = 64 << 20, **settings: Any
+) -> AsyncIterator[Pools]:
+    """Nodes that serve; `settings` are further ones of the memory pool."""
+    made = Pools(directory, count, MemoryConfig(capacity_bytes=capacity_bytes, **settings))
     try:
         for node in made.nodes.values():
             await node.start()
@@ -189,4 +204,4 @@ async def pools(directory: Path, count: int = 3, *, capacity_bytes: int = 64 << 
             await node.stop()
 
 
-__all__ = ["Chunk", "PoolNode", "Pools", "Registers", "pools"]
+__all__ = ["Chunk", "PoolNode", "Pools", "Registers", "in_loop", "pools"]

@@ -249,8 +249,6 @@ class Batch:
         generation = self.generation(stored) if self._sorts else NOWHERE
         if generation != entry.generation:
             entry = entry._replace(generation=generation)
-        if generation >= 0:
-            self.count_use(stored)
         self._version += 1
         self._keep(stored, keyspace.encode_entry(entry, self._version))
         if entry.expires_ms:
@@ -276,12 +274,12 @@ class Batch:
         more = growth - (len(stored) + len(old) + _KEY_OVERHEAD_BYTES if old is not None else 0)
         lacks = more > max(0, self._room)
         # A long record takes pages of its own, so trying it would not make it fit.
-        if lacks and len(record) > _SHARING_BYTES_MAX and not self._evict(more):
+        if lacks and len(record) > _SHARING_BYTES_MAX and not self._evict(more, stored):
             raise self._full(record)
         before = min(0, self._room)
         self._put(self._tables.keys, stored, record)
         self._measure()
-        if self._room >= before or more <= 0 or self._evict(0):
+        if self._room >= before or more <= 0 or self._evict(0, stored):
             return
         if old is None:
             self._delete(self._tables.keys, stored)
@@ -293,8 +291,8 @@ class Batch:
     def _full(self, record: bytes) -> PoolFull:
         return PoolFull(f"a key of {len(record)} bytes is set, {max(0, self._room)} are free here")
 
-    def _evict(self, need_bytes: int) -> bool:
-        """Make so much room by forgetting keys; only the owner can."""
+    def _evict(self, need_bytes: int, _keep: bytes = b"") -> bool:
+        """Make so much room by forgetting keys, but not that one; only the owner can."""
         return self._room >= need_bytes
 
     def delete_key(self, stored: bytes) -> bool:
@@ -347,6 +345,17 @@ class Batch:
         get, database = self._read().get, self._tables.gone
         found = (get(stored[:2], None, database), get(_FLUSHED, None, database))
         return max(_U64.unpack(version)[0] if version else 0 for version in found)
+
+    def key_from(self, position: bytes) -> bytes | None:
+        """The first stored key from there on, or from the beginning."""
+        for stored in (*self._first(position), *self._first(b"\0")):
+            return stored
+        return None
+
+    def _first(self, position: bytes) -> Iterator[bytes]:
+        cursor = self._read().cursor(self._tables.keys)
+        if cursor.set_range(position):
+            yield cursor.key()
 
     def with_prefix(self, prefix: bytes, slot: int = 0) -> Iterator[bytes]:
         """Stored keys from `slot` on that begin with the prefix. Others are leapt over, not looked at."""

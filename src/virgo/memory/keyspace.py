@@ -161,6 +161,11 @@ def prefix_of(pattern: bytes) -> bytes:
     return re.sub(rb"(?s)\\(.)", rb"\1", found[0]) if found else b""
 
 
+def pattern_of(prefix: bytes) -> bytes:
+    """The pattern of all keys that begin so."""
+    return re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix) + b"*"
+
+
 # --- the slot table -------------------------------------------------------------------------
 
 _TABLE = struct.Struct(f"<{MEMORY_SLOTS}H")

@@ -21,7 +21,7 @@ from virgo.limits import (
     MEMORY_SWEEP_KEYS_MAX,
 )
 from virgo.memory import parallel, spaces
-from virgo.memory.spaces import Declared, Table
+from virgo.memory.spaces import Declared, SpaceInfo, Table
 from virgo.memory.store import Store
 from virgo.module import NodeServices
 from virgo.wire.commands import Command
@@ -31,23 +31,6 @@ from virgo.wire.session import Session
 REGISTER = "memory/spaces"
 _ATTEMPTS_MAX = 100  # each lost race means that another node changed the table
 _USAGE = "name [CACHE yes|no]"
-
-
-class SpaceInfo(msgspec.Struct, frozen=True):
-    """A namespace, and what one node holds of it.
-
-    Attributes:
-        generation: how often it was dropped, and one more.
-        cache: whether its keys may be evicted.
-        keys: of this node; None where they were not counted.
-        key_bytes: of these keys and their values.
-    """
-
-    name: str
-    generation: int
-    cache: bool
-    keys: int | None = None
-    key_bytes: int | None = None
 
 
 class Namespaces:

@@ -58,17 +58,26 @@ class OwnerBatch(Batch):
         self._state = self._state._replace(serial=serial)
         return serial
 
-    def _evict(self, need_bytes: int) -> bool:
-        prefixes = eviction.prefixes(
-            [name for name, space in self.spaces() if space.cache], evicts=self._state.evicts
-        )
+    def _evict(self, need_bytes: int, keep: bytes = b"") -> bool:
+        prefixes = self._prefixes()
         spare = max(MEMORY_EVICT_BYTES_MIN, int(self._state.capacity_bytes * MEMORY_EVICT_SHARE))
         while prefixes and self._room < need_bytes + spare:
-            gained = self._store.evictor.make_room(self, prefixes, need_bytes + spare - max(0, self._room))
+            lacking = need_bytes + spare - max(0, self._room)
+            gained = self._store.evictor.make_room(self, prefixes, lacking, keep)
             self._measure()  # pages are what counts, and one that is half empty is still there
             if not gained:
                 break
         return self._room >= need_bytes
+
+    def evictable_bytes(self) -> int:
+        """About how much could be made free."""
+        prefixes = self._prefixes()
+        return int(eviction.share(self, prefixes) * self._tables.keys_bytes()) if prefixes else 0
+
+    def _prefixes(self) -> list[bytes]:
+        """Of the keys that may be evicted."""
+        caches = [name for name, space in self.spaces() if space.cache] if self._state.spaces else []
+        return eviction.prefixes(caches, evicts=self._state.evicts)
 
     # --- namespaces ------------------------------------------------------------------------
 

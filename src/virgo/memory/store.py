@@ -203,6 +203,11 @@ class Store(Tables):
         if serial > self._life.life.serial_ceiling:
             self._life.change(serial_ceiling=serial + MEMORY_SERIALS_BLOCK)
 
+    def room_bytes(self) -> int:
+        """As `Tables` say, and what could be evicted."""
+        with self.batching() as batch:
+            return super().room_bytes() + batch.evictable_bytes()
+
     # --- figures ------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
