@@ -18,8 +18,9 @@ import hiredis
 
 from virgo.config import Config, MemoryConfig
 from virgo.engine.base import Register
-from virgo.errors import Conflict, NodeLost, NoNode
+from virgo.errors import Conflict, NodeLost, NoNode, NotRunning
 from virgo.members import Load, Member
+from virgo.memory.life import LifeFile
 from virgo.memory.service import MemoryModule
 from virgo.wire import resp
 from virgo.wire.commands import CommandTable
@@ -73,10 +74,10 @@ class Chunk:
     def require(self, role: str, what: str) -> None:
         """Whoever asks here has every role."""
 
-    def close(self) -> None:
+    def close(self) -> list[Any]:
+        """What to await before the chunk is answered."""
         batches, self._batches = self._batches, {}
-        for batch in batches.values():
-            batch.close()
+        return [pending for batch in batches.values() if (pending := batch.close()) is not None]
 
 
 class PoolNode:
@@ -118,7 +119,7 @@ class PoolNode:
         if node is None:
             raise NoNode(f"no node has the number {number}")
         if not node.up:
-            raise NodeLost(f"node n{number} is lost")
+            raise NodeLost(f"node n{number} is lost") from NotRunning("no connection could be made")
         encoded = [part if isinstance(part, bytes) else str(part).encode() for part in request]
         await self.pools.before_call(number, encoded)
         reply = await node.run(*encoded)
@@ -143,6 +144,10 @@ class PoolNode:
             task.cancel()
         await self.module.stop()
 
+    def module_life(self) -> LifeFile:
+        """What is known of its store between two lives."""
+        return LifeFile(self.directory / "memory")
+
     async def run(self, *request: bytes | str | int) -> Any:
         """One request in a chunk of its own; replies as they are before encoding."""
         encoded = [part if isinstance(part, bytes) else str(part).encode() for part in request]
@@ -152,7 +157,9 @@ class PoolNode:
         try:
             result = command.handler(chunk, encoded)  # type: ignore[arg-type]
         finally:
-            chunk.close()
+            pending = chunk.close()
+        for each in pending:
+            await each
         return await result if asyncio.iscoroutine(result) else result
 
     async def settle(self) -> None:

@@ -14,6 +14,7 @@ from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import check_fits
+from virgo.memory.keeping import OPENING
 from virgo.memory.mapped import MISSING, open_mapped
 from virgo.memory.spaces import SpaceInfo
 from virgo.memory.verbs import Verb
@@ -290,7 +291,7 @@ class Local:
         NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
     """
 
-    __slots__ = ("_change", "_data", "_key", "_number", "_table")
+    __slots__ = ("_change", "_data", "_holds", "_key", "_number", "_table")
 
     def __init__(self, info: LocalInfo, table: list[int]) -> None:
         self._number = info.number
@@ -298,6 +299,7 @@ class Local:
         mapped = open_mapped(info.directory, info.identity, info.map_bytes)
         self._key = mapped.key
         self._data = mapped.data
+        self._holds = mapped.holds
         self._change = mapped.change if info.writable and mapped.writable else None
 
     def __repr__(self) -> str:
@@ -308,12 +310,15 @@ class Local:
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
         if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
             return MISSING
-        return self._key(keyspace.SLOT_PREFIXES[slot] + key)
+        found = self._key(keyspace.SLOT_PREFIXES[slot] + key)
+        return found if slot < MEMORY_SLOTS or self._holds(slot) else MISSING
 
     def put(self, key: bytes, value: bytes) -> bool:
         """Set a key that does not expire; False if the node is to be asked."""
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
         if self._change is None or self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
+            return False
+        if key.startswith(OPENING):  # it may be kept elsewhere too
             return False
         stored = keyspace.SLOT_PREFIXES[slot] + key
         try:
@@ -328,7 +333,7 @@ class Local:
         key = words[1]
         if self._change is None or self.lacks(key) or self._table[keyspace.slot_of(key)] != self._number:
             return MISSING
-        if len(key) > MEMORY_KEY_BYTES_MAX:
+        if len(key) > MEMORY_KEY_BYTES_MAX or key.startswith(OPENING):
             return MISSING
         try:
             return self._change(lambda batch: verb.run(batch, words))

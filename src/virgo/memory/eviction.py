@@ -3,7 +3,7 @@
 A hand goes round over these keys, slot by slot, which is in no order that a client could have in mind. It
 forgets those that are past their time or of a dropped namespace, and those that were not used since it came
 by last; see `sketch`. What was set and never read since goes first, so it lives for half a round on average.
-Regions are never touched.
+Regions are never touched, nor are keys that are kept more than once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from virgo.limits import MEMORY_EVICT_AGAIN_S, MEMORY_EVICT_LOOKS_MAX, MEMORY_SLOTS
 from virgo.memory import keyspace
 from virgo.memory.entries import live
+from virgo.memory.keeping import OPENING
 from virgo.memory.sketch import Sketch
 from virgo.memory.spaces import SEPARATOR
 
@@ -59,7 +60,7 @@ class Evictor:
         for slot in self._round():
             for stored in [each for prefix in prefixes for each in _of_slot(batch, prefix, slot)]:
                 looks += 1
-                if stored == keep:
+                if stored == keep or stored.startswith(OPENING, 2):
                     continue
                 # After many looks at keys in use, the next best will do: a change must not take long.
                 tired = self._sketch.tire(stored) <= looks // (MEMORY_EVICT_LOOKS_MAX // 8)
@@ -96,7 +97,8 @@ def share(batch: Batch, prefixes: list[bytes]) -> float:
         return 1.0
     theirs = total = 0
     for _ in range(_SAMPLES if prefixes else 0):
-        stored = batch.key_from(random.randbytes(6))  # noqa: S311 - a sample
+        position = keyspace.SLOT_PREFIXES[random.randrange(MEMORY_SLOTS)]  # noqa: S311 - a sample
+        stored = batch.key_from(position) or batch.key_from(b"\0")
         if stored is not None:
             size = len(stored) + len(batch.key(stored) or b"")
             total += size

@@ -16,7 +16,7 @@ import msgspec
 from virgo.engine.base import Engine
 from virgo.errors import BadArgument, Busy, Conflict, VirgoError
 from virgo.limits import (
-    MEMORY_SLOTS,
+    MEMORY_SLOTS_ALL,
     MEMORY_SPACES_REFRESH_S,
     MEMORY_SWEEP_KEYS_MAX,
 )
@@ -93,7 +93,7 @@ class Namespaces:
     async def _measure(self, name: bytes, generation: int) -> tuple[int, int]:
         """Count and bytes of the keys here; others have their turn in between."""
         count = size = slot = 0
-        while slot < MEMORY_SLOTS:
+        while slot < MEMORY_SLOTS_ALL:
             with self._store.batching() as batch:
                 slot, here, bytes_here = batch.measure(name, generation, slot, MEMORY_SWEEP_KEYS_MAX)
             count, size = count + here, size + bytes_here
@@ -178,7 +178,7 @@ class Namespaces:
 
     async def _sweep(self, name: bytes, generation: int) -> None:
         slot = 0
-        while slot < MEMORY_SLOTS:
+        while slot < MEMORY_SLOTS_ALL:
             with self._store.batching() as batch:
                 slot, removed = batch.sweep(name, slot, MEMORY_SWEEP_KEYS_MAX)
             self.swept += removed
