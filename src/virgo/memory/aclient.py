@@ -19,6 +19,7 @@ from virgo.memory import calls
 from virgo.memory.amapping import AsyncKeyMapping, AsyncNamespace, AsyncReach
 from virgo.memory.aregion import AsyncRegion
 from virgo.memory.calls import Data, Key, RegionInfo
+from virgo.memory.keeping import checked
 from virgo.memory.mapped import MISSING
 from virgo.memory.spaces import SpaceInfo
 from virgo.wire.call import AsyncRunner
@@ -76,9 +77,11 @@ class AsyncMemoryClient(AsyncKeyMapping):
 
     # --- keys ---------------------------------------------------------------------------------
 
-    async def namespace(self, name: Key, *, cache: bool | None = None) -> AsyncNamespace:
+    async def namespace(
+        self, name: Key, *, cache: bool | None = None, copies: int = 1, durable: bool = False
+    ) -> AsyncNamespace:
         """Declare a namespace, and get its keys as a mapping; see `MemoryClient.namespace`."""
-        raw = calls.encode_key(name)
+        raw = checked(copies, durable).mark + calls.encode_key(name)
         await self._reach.run(calls.declare_space(raw, cache))
         return AsyncNamespace(self._reach, raw)
 

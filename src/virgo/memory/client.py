@@ -17,6 +17,7 @@ from typing import Any
 from virgo.errors import NotRunning
 from virgo.memory import calls
 from virgo.memory.calls import Data, Key, RegionInfo, Versioned
+from virgo.memory.keeping import checked
 from virgo.memory.mapped import MISSING
 from virgo.memory.mapping import KeyMapping, Namespace
 from virgo.memory.reach import Reach
@@ -94,20 +95,26 @@ class MemoryClient(KeyMapping):
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def namespace(self, name: Key, *, cache: bool | None = None) -> Namespace:
+    def namespace(
+        self, name: Key, *, cache: bool | None = None, copies: int = 1, durable: bool = False
+    ) -> Namespace:
         """The keys that begin with a name and a colon, as a mapping of their own that can be dropped at once.
 
         It is declared in the cloud, which keeps a generation with each of its keys. Other clients reach the
-        same keys as `name:key`.
+        same keys as `name:key`, behind a mark if they are kept more safely: `{*2}name:key` on two nodes,
+        `{*d}` durable, `{*2d}` both.
 
         Args:
             name: 1 to 100 bytes without a colon.
             cache: whether its least used keys are forgotten when room is needed; None leaves it as it is.
+            copies: 2 to have each change on two nodes before it is acknowledged.
+            durable: to have each change on disk before it is acknowledged.
 
         Raises:
-            BadArgument: no such name. Busy: there are too many. NodeLost: a node could not be told.
+            BadArgument: no such name, or a cache that is kept so. Busy: there are too many. NodeLost: a node
+                could not be told.
         """
-        raw = calls.encode_key(name)
+        raw = checked(copies, durable).mark + calls.encode_key(name)
         self._reach.run(calls.declare_space(raw, cache))
         return Namespace(self._reach, raw)
 

@@ -16,6 +16,7 @@ from virgo.errors import Conflict
 from virgo.memory import calls
 from virgo.memory.calls import Data, Key, Versioned
 from virgo.memory.fills import ANOTHERS, FRESH
+from virgo.memory.keeping import keep_of
 from virgo.memory.mapped import MISSING
 from virgo.memory.reach import Reach
 from virgo.memory.spaces import SEPARATOR
@@ -214,7 +215,7 @@ class Namespace(KeyMapping):
     is near.
 
     Attributes:
-        name: without the colon.
+        name: without the colon, with the mark that says how its keys are kept, if any.
     """
 
     def __init__(self, reach: Reach, name: bytes) -> None:
@@ -240,4 +241,6 @@ def arrived(name: bytes) -> Namespace:
     """A namespace that came from another process, bound to the connection of this one."""
     from virgo.memory.region import client_near
 
-    return client_near().namespace(name)
+    keep = keep_of(name)
+    plain = name[len(keep.mark) :]
+    return client_near().namespace(plain, copies=keep.copies, durable=keep.durable)
