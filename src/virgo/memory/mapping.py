@@ -53,8 +53,8 @@ class KeyMapping(MutableMapping[Key, bytes]):
         """The value of a key as a memoryview for the time of a `with` block. Raises KeyError, NodeLost.
 
         Where the key is mapped it is not copied: it lies in the pool, as of now, until the end of the block.
-        Do not hold it for long, since meanwhile the pool cannot use anew what is replaced. Nothing made of it,
-        no slice and no array, may be used after the block: it would show whatever is there by then.
+        Do not hold it for long, since meanwhile the pool cannot use anew what is replaced. Nothing made of
+        it, no slice and no array, may be used after the block: it would show whatever is there by then.
         """
         found = self._reach.view(self._raw(key))
         if found is None:
