@@ -45,6 +45,7 @@ Regions:
     chunks        pieces of large regions, here and on other nodes
     spread        regions larger than a chunk, over many nodes
 
-And: `service`, the node's module; `calls`, requests and the meaning of their answers; `client` and `region`,
-what users hold; `aclient` and `aregion`, the same for asyncio.
+And: `service`, the node's module; `overview` and `figures`, what is shown of the pool; `calls`, requests and
+the meaning of their answers. What users hold: `client`, with `mapping` for keys and `region`; `reach`, how it
+gets there; `aclient`, `amapping`, `aregion`, the same for asyncio.
 """
