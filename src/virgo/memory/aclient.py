@@ -83,9 +83,23 @@ class AsyncMemoryClient:
                     return found  # type: ignore[no-any-return]
         return await self._runner.run(calls.get_region(identifier))
 
-    async def set_region(self, identifier: int, data: Data) -> None:
-        """Replace a region's value."""
-        await self._runner.run(calls.set_region(identifier, data))
+    async def read_region(self, identifier: int, offset: int = 0, size: int | None = None) -> bytes:
+        """A part of a region's value; see `Region.read`."""
+        call = calls.get_region(identifier, offset, size)
+        local = self._local or await self._attached()
+        if local is not None:
+            try:
+                found = local.read_region(identifier, offset, size)
+            except NotRunning:
+                self._local = None
+            else:
+                if found is not MISSING:
+                    return found  # type: ignore[no-any-return]
+        return await self._runner.run(call)
+
+    async def set_region(self, identifier: int, data: Data, offset: int | None = None) -> None:
+        """Replace a region's value, or write over a part of it."""
+        await self._runner.run(calls.set_region(identifier, data, offset))
 
     async def free_region(self, identifier: int) -> None:
         """Free a region."""

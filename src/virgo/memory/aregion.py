@@ -71,6 +71,14 @@ class AsyncRegion:
         """The value; b"" before the first set. Raises UnknownId, NodeLost."""
         return await self._client.get_region(self.id)
 
+    async def read(self, offset: int = 0, size: int | None = None) -> bytes:
+        """Bytes of the value, of one moment; see `Region.read`."""
+        return await self._client.read_region(self.id, offset, size)
+
+    async def write(self, data: Data, offset: int = 0) -> None:
+        """Write over a part of the value; see `Region.write`."""
+        await self._client.set_region(self.id, data, offset)
+
     async def free(self) -> None:
         """Give the memory back. Raises UnknownId if it was freed already."""
         await self._client.free_region(self.id)

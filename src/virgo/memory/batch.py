@@ -18,7 +18,7 @@ import lmdb
 from virgo.errors import NotRunning, PoolFull, VirgoError
 from virgo.limits import MEMORY_SLOTS
 from virgo.memory import keyspace
-from virgo.memory.core import Region
+from virgo.memory.core import Region, check_fits, check_span, insert
 from virgo.memory.keyspace import Entry
 from virgo.memory.tables import STATE
 
@@ -205,6 +205,17 @@ class Batch:
     def put_data(self, identifier: int, value: bytes) -> None:
         """Set the value of a plain region."""
         self._put(self._tables.data, _pack_id(identifier), value)
+
+    def write_data(self, identifier: int, region: Region, data: bytes, offset: int | None = None) -> None:
+        """Replace the value of a plain region, or write over a part of it. Raises TooLarge, BadArgument."""
+        if offset is None:
+            check_fits(len(data), region.size, identifier)
+            self.put_data(identifier, data)
+            return
+        check_span(len(data), offset, region.size, identifier)
+        if data:
+            self.writing()
+            self.put_data(identifier, insert(self.data(identifier) or b"", data, offset))
 
     # --- keys ---------------------------------------------------------------------------------
 

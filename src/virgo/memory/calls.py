@@ -13,7 +13,6 @@ from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_SLOTS
 from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
-from virgo.memory.core import check_fits
 from virgo.memory.mapped import MISSING, open_mapped
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
@@ -83,14 +82,17 @@ def malloc(size: int, node: str | None) -> Call[int]:
     return Call(("VIRGO_MALLOC", whole(size, "the size"), *(("NODE", node) if node else ())), int)
 
 
-def set_region(identifier: int, data: Data) -> Call[None]:
-    """Replace a region's value."""
-    return Call(("VIRGO_SET", whole(identifier, "the id"), encode_data(data)), as_nothing)
+def set_region(identifier: int, data: Data, offset: int | None = None) -> Call[None]:
+    """Replace a region's value, or write over a part of it."""
+    at = () if offset is None else ("AT", whole(offset, "the offset"))
+    return Call(("VIRGO_SET", whole(identifier, "the id"), encode_data(data), *at), as_nothing)
 
 
-def get_region(identifier: int) -> Call[bytes]:
-    """A region's value."""
-    return Call(("VIRGO_GET", whole(identifier, "the id")), as_is)
+def get_region(identifier: int, offset: int | None = None, size: int | None = None) -> Call[bytes]:
+    """A region's value, or a part of it."""
+    at = () if offset is None else ("AT", whole(offset, "the offset"))
+    count = () if size is None else (whole(size, "the size"),)
+    return Call(("VIRGO_GET", whole(identifier, "the id"), *at, *count), as_is)
 
 
 def free_region(identifier: int) -> Call[None]:
@@ -251,7 +253,7 @@ class Local:
         NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
     """
 
-    __slots__ = ("_change", "_data", "_key", "_number", "_table")
+    __slots__ = ("_change", "_data", "_key", "_number", "_part", "_table")
 
     def __init__(self, info: LocalInfo, table: list[int]) -> None:
         self._number = info.number
@@ -259,6 +261,7 @@ class Local:
         mapped = open_mapped(info.directory, info.identity, info.map_bytes)
         self._key = mapped.key
         self._data = mapped.data
+        self._part = mapped.part
         self._change = mapped.change if info.writable and mapped.writable else None
 
     def __repr__(self) -> str:
@@ -296,17 +299,16 @@ class Local:
         except _NODE_DECIDES:
             return MISSING
 
-    def set_region(self, identifier: int, data: bytes) -> bool:
-        """Replace a plain region's value; False if the node is to be asked. Raises TooLarge."""
+    def set_region(self, identifier: int, data: bytes, offset: int | None = None) -> bool:
+        """Change a plain region's value; False if the node is to be asked. Raises TooLarge, BadArgument."""
         if self._change is None or identifier >> SERIAL_BITS != self._number:
             return False
 
         def put(batch: Batch) -> bool:
             region = batch.writing().region(identifier)
-            if region is None or region.spread:
+            if region is None or region.spread or region.shared:
                 return False
-            check_fits(len(data), region.size, identifier)
-            batch.put_data(identifier, data)
+            batch.write_data(identifier, region, data, offset)
             return True
 
         try:
@@ -319,6 +321,13 @@ class Local:
         if identifier >> SERIAL_BITS != self._number:
             return MISSING
         found = self._data(identifier)
+        return MISSING if found is None else found
+
+    def read_region(self, identifier: int, offset: int, size: int | None) -> Any:
+        """A part of a plain region's value; MISSING if the node is to be asked."""
+        if identifier >> SERIAL_BITS != self._number:
+            return MISSING
+        found = self._part(identifier, offset, None if size is None else offset + size)
         return MISSING if found is None else found
 
     def lacks(self, key: bytes) -> bool:

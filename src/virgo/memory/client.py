@@ -99,11 +99,26 @@ class MemoryClient(MutableMapping[Key, bytes]):
                     return found  # type: ignore[no-any-return]
         return self._run(calls.get_region(identifier))
 
-    def set_region(self, identifier: int, data: Data) -> None:
-        """Replace a region's value."""
+    def read_region(self, identifier: int, offset: int = 0, size: int | None = None) -> bytes:
+        """A part of a region's value; see `Region.read`."""
+        call = calls.get_region(identifier, offset, size)
         local = self._local or self._attach()
-        if local is None or not local.set_region(whole(identifier, "the id"), calls.encode_data(data)):
-            self._run(calls.set_region(identifier, data))
+        if local is not None:
+            try:
+                found = local.read_region(identifier, offset, size)
+            except NotRunning:
+                self._local = None
+            else:
+                if found is not MISSING:
+                    return found  # type: ignore[no-any-return]
+        return self._run(call)
+
+    def set_region(self, identifier: int, data: Data, offset: int | None = None) -> None:
+        """Replace a region's value, or write over a part of it."""
+        call = calls.set_region(identifier, data, offset)
+        local = self._local or self._attach()
+        if local is None or not local.set_region(identifier, calls.encode_data(data), offset):
+            self._run(call)
 
     def free_region(self, identifier: int) -> None:
         """Free a region."""

@@ -119,6 +119,19 @@ class Mapped:
             self._leave()
         return found
 
+    def part(self, identifier: int, start: int, stop: int | None) -> bytes | None:
+        """Bytes of the value of a plain region, None if it does not reach so far. Raises NotRunning."""
+        self._enter(None)
+        try:
+            if monotonic() <= self._check_at:
+                with self._begin(self._data, None, False, True) as txn:  # of the mapped pages, no copy
+                    return _cut(txn.get(_pack_id(identifier)), start, stop)
+        except (TypeError, lmdb.Error):
+            pass  # closed, or outgrown: `data` maps anew
+        finally:
+            self._leave()
+        return _cut(self.data(identifier), start, stop)
+
     def change(self, work: Callable[[Batch], T]) -> T:
         """Do `work` in a batch, and make it final. It may be called again, each time with a new batch.
 
@@ -254,6 +267,13 @@ class Mapped:
         env.close()
         if self._announced is not None:
             self._announced.close()
+
+
+def _cut(value: Any, start: int, stop: int | None) -> bytes | None:
+    """The part, if the value has all of it."""
+    if value is None or not 0 <= start <= (start if stop is None else stop) <= len(value):
+        return None
+    return bytes(value[start:stop])
 
 
 class _Stale(Exception):

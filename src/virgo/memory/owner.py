@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from virgo.errors import PoolFull
@@ -99,16 +99,21 @@ class OwnerBatch(Batch):
         """Keep one chunk."""
         self._put(self._tables.chunks, _CHUNK.pack(identifier, version, index), data)
 
-    def drop_chunks(self, identifier: int, version: int) -> int:
-        """Forget all chunks of one version; returns how many there were."""
-        prefix, keys = _CHUNK.pack(identifier, version, 0), []
+    def drop_chunks(self, identifier: int, version: int, indices: Collection[int] | None = None) -> int:
+        """Forget chunks of one version, all or some; returns how many there were."""
+        if indices is None:
+            indices = self.chunk_indices(identifier, version)
+        keys = [_CHUNK.pack(identifier, version, index) for index in indices]
+        return sum(self._delete(self._tables.chunks, key) for key in keys)
+
+    def chunk_indices(self, identifier: int, version: int) -> list[int]:
+        """Which chunks of one version are here."""
+        prefix, found = _CHUNK.pack(identifier, version, 0), []
         for key in self._keys_from(self._tables.chunks, prefix):
             if key[:16] != prefix[:16]:
                 break
-            keys.append(key)
-        for key in keys:
-            self._delete(self._tables.chunks, key)
-        return len(keys)
+            found.append(_CHUNK.unpack(key)[2])
+        return found
 
     def chunk_versions(self, identifier: int | None = None) -> Iterator[tuple[int, int]]:
         """(region, version) of the chunks here, of one region or of all."""

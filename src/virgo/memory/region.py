@@ -85,6 +85,27 @@ class Region:
         """The value; b"" before the first set. Raises UnknownId, NodeLost."""
         return self._client.get_region(self.id)
 
+    def read(self, offset: int = 0, size: int | None = None) -> bytes:
+        """Bytes of the value, of one moment; fewer than `size`, or none, where the value ends before.
+
+        Args:
+            offset: where to begin, from 0 to the declared size.
+            size: how many bytes, within the declared size; None for the rest of the value.
+
+        Raises:
+            BadArgument: outside of the region, or no whole numbers. UnknownId, NodeLost.
+        """
+        return self._client.read_region(self.id, offset, size)
+
+    def write(self, data: Data, offset: int = 0) -> None:
+        """Write over a part of the value, which is as atomic as a `set`; a gap before it is zeros.
+
+        Raises:
+            TooLarge, BadArgument: outside of the region, or no whole number. UnknownId, NodeLost, PoolFull,
+                DiskFull.
+        """
+        self._client.set_region(self.id, data, offset)
+
     def free(self) -> None:
         """Give the memory back. Raises UnknownId if it was freed already."""
         self._client.free_region(self.id)

@@ -3,8 +3,9 @@
 The top bits of an id name the region's home; another node passes the command on to it. A plain region of
 this node is handled at once, in the batch of the chunk; `spread` has those larger than a chunk.
 
-A region that was never set reads as b"". A set replaces the whole value. Ids are never given twice, so a
-use after free and a double free are always UnknownId.
+A region that was never set reads as b"". A set replaces the whole value; with AT it writes over a part, and
+a get with AT reads one: both of one moment, like the whole. Ids are never given twice, so a use after free
+and a double free are always UnknownId.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from virgo.wire.args import integer, text
 from virgo.wire.commands import Command
 from virgo.wire.resp import OK, Encoded
 from virgo.wire.session import Session
+
+_AT_NAMES = ("the offset", "the size")
 
 
 def unknown(identifier: int) -> UnknownId:
@@ -59,12 +62,16 @@ class Regions:
                 summary="Allocate a region; answers its id.",
             ),
             Command(
-                *("VIRGO_SET", self.set, "write", 2, 2),
+                *("VIRGO_SET", self.set, "write", 2, 4),
                 writes=True,
-                usage="id data",
-                summary="Replace a region's value.",
+                usage="id data [AT offset]",
+                summary="Replace a region's value, or write over a part of it.",
             ),
-            Command("VIRGO_GET", self.get, "read", 1, 1, usage="id", summary="A region's value."),
+            Command(
+                *("VIRGO_GET", self.get, "read", 1, 4),
+                usage="id [AT offset [size]]",
+                summary="A region's value, or a part of it.",
+            ),
             Command("MEMORY.REGION", self.describe, "read", 1, 1, usage="id", summary="A region, as JSON."),
             Command(
                 *("VIRGO_FREE", self.free, "write", 1, 1),
@@ -162,34 +169,41 @@ class Regions:
     # --- set, get, free -----------------------------------------------------------------------
 
     def set(self, session: Session, request: list[bytes]) -> Any:
-        """Replace the value."""
+        """Replace the value, or write over a part of it."""
         identifier = integer(request[1], "id")
         data = request[2]
+        at = _at(request, 3, "VIRGO_SET id data [AT offset]")
         if node_of(identifier) != self._number:
             return self._forward_ok(identifier, request)
         batch = session.batch(b"memory", self._batch)
         region = batch.region(identifier)
         if region is None:
             raise unknown(identifier)
-        core.check_fits(len(data), region.size, identifier)
         if region.spread:
-            return self._spread.write(identifier, data)
-        batch.put_data(identifier, data)
+            return self._spread.write(identifier, data, *at) if at else self._spread.put(identifier, data)
+        batch.write_data(identifier, region, data, *at)
         return OK
 
     def get(self, session: Session, request: list[bytes]) -> Any:
-        """The value."""
+        """The value, or a part of it."""
         identifier = integer(request[1], "id")
+        at = _at(request, 2, "VIRGO_GET id [AT offset [size]]") if len(request) > 2 else []
         if node_of(identifier) != self._number:
             return self._forward(self._home(identifier), *request)
         batch = session.batch(b"memory", self._batch)
         data = batch.data(identifier)
-        if data is not None:
+        if data is not None and not at:
             return data
         region = batch.region(identifier)
         if region is None:
             raise unknown(identifier)
-        return self._spread.read(identifier) if region.spread else b""
+        if region.spread:
+            return self._spread.read(identifier, *at)
+        if not at:
+            return b""
+        core.check_part(at[0], at[1] if len(at) > 1 else None, region.size, identifier)
+        stop = at[0] + at[1] if len(at) > 1 else None
+        return (data or b"")[at[0] : stop]
 
     def free(self, session: Session, request: list[bytes]) -> Any:
         """Give the room back."""
@@ -220,3 +234,12 @@ class Regions:
     async def _forward_ok(self, identifier: int, request: list[bytes]) -> Encoded:
         await self._node.call(self._home(identifier), *request)
         return OK
+
+
+def _at(request: list[bytes], start: int, usage: str) -> list[int]:
+    """The numbers behind AT, if there are any. Raises BadArgument."""
+    if len(request) == start:
+        return []
+    if len(request) == start + 1 or request[start].upper() != b"AT":
+        raise BadArgument(f"{request[0].decode()} knows one option, AT", hint=f"Usage: {usage}")
+    return [integer(number, name) for number, name in zip(request[start + 1 :], _AT_NAMES, strict=False)]
