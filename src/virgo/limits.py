@@ -158,6 +158,27 @@ MEMORY_QUEUED_COMMANDS_MAX: Final = 100_000
 MEMORY_QUEUED_BYTES_MAX: Final = 1 * GiB
 # Values of one answer to MGET together: as much as one value may have.
 MEMORY_REPLY_BYTES_MAX: Final = 1 * GiB
+# All namespaces are one register of the engine, which each node reads when it starts ...
+MEMORY_SPACES_MAX: Final = 4_000
+# ... so their names are short.
+MEMORY_SPACE_NAME_BYTES_MAX: Final = 100
+# A node that was cut off when a namespace was dropped hears of it so much later at most.
+MEMORY_SPACES_REFRESH_S: Final = 5.0
+# Keys of dropped namespaces are removed in rounds of this many, between which others have their turn.
+MEMORY_SWEEP_KEYS_MAX: Final = 1_000
+# How often the keys were used that may be evicted, a byte for each value of a hash: with a million keys few
+# share one.
+MEMORY_SKETCH_BYTES: Final = 4 * MiB
+# Who fills a key names himself by so many bytes at most.
+MEMORY_CLAIM_TOKEN_BYTES_MAX: Final = 64
+# Claims to fill a key that nobody took up are removed in rounds of this many.
+MEMORY_CLAIMS_TIDIED_MAX: Final = 1_000
+# What is evicted at once at least, so that a full cache does not look for room with each key: this ...
+MEMORY_EVICT_BYTES_MIN: Final = 256 * KiB
+# ... or this share of the pool, if that is more.
+MEMORY_EVICT_SHARE: Final = 1 / 256
+# Keys looked at for one eviction before any that may be evicted will do, so that no change takes long.
+MEMORY_EVICT_LOOKS_MAX: Final = 20_000
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.
 MEMORY_SCAN_KEYS_MAX: Final = 100_000
 

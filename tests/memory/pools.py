@@ -31,7 +31,7 @@ class Registers:
         self.values: dict[str, Register] = {}
         self.reads = self.writes = 0
 
-    async def get(self, name: str) -> Register | None:
+    async def get(self, name: str, *, fresh: bool = True) -> Register | None:
         self.reads += 1
         await asyncio.sleep(0)
         found = self.values.get(name)

@@ -13,6 +13,7 @@ from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_SLOTS
 from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
+from virgo.memory.core import changed
 from virgo.memory.mapped import MISSING, open_mapped
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
@@ -308,7 +309,9 @@ class Local:
             region = batch.writing().region(identifier)
             if region is None or region.spread or region.shared:
                 return False
-            batch.write_data(identifier, region, data, offset)
+            value = changed(identifier, region, lambda: batch.data(identifier), data, offset)
+            if value is not None:
+                batch.put_data(identifier, value)
             return True
 
         try:

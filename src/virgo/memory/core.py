@@ -140,6 +140,20 @@ def check_offset(offset: int, size: int, identifier: int) -> None:
         )
 
 
+def changed(
+    identifier: int, region: Region, value: Callable[[], bytes | None], data: bytes, offset: int | None
+) -> bytes | None:
+    """What a plain region is to be set to: `data`, or with an offset its value with `data` written over it.
+
+    None if nothing is written. Raises TooLarge, BadArgument.
+    """
+    if offset is None:
+        check_fits(len(data), region.size, identifier)
+        return data
+    check_span(len(data), offset, region.size, identifier)
+    return insert(value() or b"", data, offset) if data else None
+
+
 def insert(value: bytes, data: bytes, offset: int) -> bytes:
     """The value with `data` written over it from `offset` on; a gap before it is zeros."""
     return b"".join((value[:offset].ljust(offset, b"\0"), data, value[offset + len(data) :]))

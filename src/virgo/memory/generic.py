@@ -32,6 +32,7 @@ def delete(batch: Batch, request: list[bytes]) -> int:
         stored = stored_key(key)
         deleted += live(batch, stored) is not None
         batch.delete_key(stored)
+        batch.drop_claim(stored)
     return deleted
 
 
@@ -166,4 +167,5 @@ def scan(batch: Batch, request: list[bytes]) -> tuple[int, list[bytes]]:
     slot = number(request[1], "the slot", low=0, high=MEMORY_SLOTS - 1)
     wanted = number(request[2], "the count", low=1, high=MEMORY_SCAN_KEYS_MAX)
     pattern = request[3] if len(request) > 3 else b"*"
-    return batch.scan(slot, wanted, None if pattern == b"*" else keyspace.glob(pattern))
+    matches = None if pattern == b"*" else keyspace.glob(pattern)
+    return batch.scan(slot, wanted, matches, keyspace.prefix_of(pattern))

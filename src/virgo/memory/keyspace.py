@@ -3,11 +3,11 @@
 What the store keeps, byte for byte:
 
 - of a key: flags (1 byte), version (8); then, each if its flag is set, expiry in ms since 1970 (8), sliding
-  time to live in ms (8), mark (4); then the value;
+  time to live in ms (8), mark (4), generation (4), end of freshness in ms since 1970 (8); then the value;
 - of the slots: one table with a 16-bit number of a node per slot, 0 for a slot that no node has yet.
 
 A version is never given twice by one store, and rises with every change of it. The mark is a number that
-memcached's clients keep beside a value.
+memcached's clients keep beside a value. `spaces` says what the generation is for.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def stored_key(key: bytes) -> bytes:
 
 # --- records --------------------------------------------------------------------------------
 
-_EXPIRES, _SLIDES, _MARKED = 1, 2, 4
+_EXPIRES, _SLIDES, _MARKED, _SPACED, _STALES = 1, 2, 4, 8, 16
+NOWHERE = -1  # in place of a generation: in no namespace, and not to be evicted
 _HEAD = struct.Struct("<BQ")
 _pack_head = _HEAD.pack
 HEAD_BYTES = _HEAD.size
@@ -69,6 +70,8 @@ class Entry(NamedTuple):
         sliding_ms: each use lets it live for so much longer; 0 if its expiry is fixed.
         mark: the number beside the value.
         version: given by the store with each change.
+        generation: of its namespace; 0 in none, but it may be evicted; NOWHERE if neither.
+        fresh_ms: from then on, in ms since 1970, the value is stale; 0 for never.
     """
 
     value: bytes
@@ -76,6 +79,8 @@ class Entry(NamedTuple):
     sliding_ms: int = 0
     mark: int = 0
     version: int = 0
+    generation: int = NOWHERE
+    fresh_ms: int = 0
 
 
 def encode_plain(value: bytes, version: int) -> bytes:
@@ -85,9 +90,7 @@ def encode_plain(value: bytes, version: int) -> bytes:
 
 def encode_entry(entry: Entry, version: int) -> bytes:
     """The record of an entry, as of that version."""
-    value, expires_ms, sliding_ms, mark, _ = entry
-    if not (expires_ms or mark):
-        return _pack_head(0, version) + value
+    value, expires_ms, sliding_ms, mark, _, generation, fresh_ms = entry
     flags, fields = 0, b""
     if expires_ms:
         flags, fields = _EXPIRES, _U64.pack(expires_ms)
@@ -95,20 +98,28 @@ def encode_entry(entry: Entry, version: int) -> bytes:
             flags, fields = flags | _SLIDES, fields + _U64.pack(sliding_ms)
     if mark:
         flags, fields = flags | _MARKED, fields + _U32.pack(mark)
+    if generation != NOWHERE:
+        flags, fields = flags | _SPACED, fields + _U32.pack(generation)
+    if fresh_ms:
+        flags, fields = flags | _STALES, fields + _U64.pack(fresh_ms)
     return _pack_head(flags, version) + fields + value
 
 
 def decode_entry(record: bytes) -> Entry:
     """The entry of a record."""
     flags, version = _HEAD.unpack_from(record)
-    position, expires_ms, sliding_ms, mark = HEAD_BYTES, 0, 0, 0
+    position, expires_ms, sliding_ms, mark, generation, fresh_ms = HEAD_BYTES, 0, 0, 0, NOWHERE, 0
     if flags & _EXPIRES:
         expires_ms, position = _U64.unpack_from(record, position)[0], position + 8
     if flags & _SLIDES:
         sliding_ms, position = _U64.unpack_from(record, position)[0], position + 8
     if flags & _MARKED:
         mark, position = _U32.unpack_from(record, position)[0], position + 4
-    return Entry(record[position:], expires_ms, sliding_ms, mark, version)
+    if flags & _SPACED:
+        generation, position = _U32.unpack_from(record, position)[0], position + 4
+    if flags & _STALES:
+        fresh_ms, position = _U64.unpack_from(record, position)[0], position + 8
+    return Entry(record[position:], expires_ms, sliding_ms, mark, version, generation, fresh_ms)
 
 
 # --- patterns -------------------------------------------------------------------------------
@@ -142,6 +153,12 @@ def glob(pattern: bytes) -> Callable[[bytes], object]:
             f"{pattern[:40]!r} is no pattern",
             hint="As in Redis: *, ?, [a-z]; a backslash before one of these.",
         ) from None
+
+
+def prefix_of(pattern: bytes) -> bytes:
+    """What all keys that match a pattern begin with, as far as it is said plainly."""
+    found = re.match(rb"(?:[^*?\[\\]|\\.)*", pattern, re.DOTALL)
+    return re.sub(rb"(?s)\\(.)", rb"\1", found[0]) if found else b""
 
 
 # --- the slot table -------------------------------------------------------------------------

@@ -181,7 +181,11 @@ class Regions:
             raise unknown(identifier)
         if region.spread:
             return self._spread.write(identifier, data, *at) if at else self._spread.put(identifier, data)
-        batch.write_data(identifier, region, data, *at)
+        value = core.changed(
+            identifier, region, lambda: batch.writing().data(identifier), data, at[0] if at else None
+        )
+        if value is not None:
+            batch.put_data(identifier, value)
         return OK
 
     def get(self, session: Session, request: list[bytes]) -> Any:

@@ -16,6 +16,7 @@ import psutil
 
 from virgo.errors import Denied, InternalFault, VirgoError
 from virgo.limits import (
+    MEMORY_CLAIMS_TIDIED_MAX,
     MEMORY_EXPIRE_KEYS_MAX,
     MEMORY_EXPIRE_S,
     MEMORY_READERS_CHECK_S,
@@ -28,6 +29,7 @@ from virgo.memory.entries import now_ms
 from virgo.memory.guard import Guard
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
+from virgo.memory.namespaces import Namespaces
 from virgo.memory.regions import Regions
 from virgo.memory.slots import Slots
 from virgo.memory.spread import Spread
@@ -67,6 +69,7 @@ class MemoryModule:
             self._node.directory / self.name,
             capacity_bytes=self._capacity(),
             map_bytes=core.map_bytes(core.capacity_bytes(configured, self._machine_bytes, 1)),
+            evicts=self._node.config.memory.evict,
         )
         self._guard = Guard(self._store)
         self._guard.start()
@@ -78,6 +81,10 @@ class MemoryModule:
         self._keys = Keys(self._node, self._store, self._slots)
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
+        self._namespaces = Namespaces(self._node, self._store)
+        await self._namespaces.start()
+        self._node.spawn(self._namespaces.follow(), name="follow namespaces")
+        self._node.spawn(self._namespaces.sweep(), name="sweep namespaces")
         self._node.spawn(self._expire(), name="expire keys")
         self._node.spawn(self._tidy(), name="tidy the store")
 
@@ -95,6 +102,7 @@ class MemoryModule:
             *self._regions.commands(),
             *self._keys.commands(),
             *self._listing.commands(),
+            *self._namespaces.commands(),
             *self._transactions.commands(),
             *self._chunks.commands(),
             Command(
@@ -115,6 +123,8 @@ class MemoryModule:
             "slots_known": self._slots.assigned(),
             "slots_here": self._slots.table.count(self._node.number),
             "chunks_swept": self._chunks.swept,
+            "keys_swept": self._namespaces.swept,
+            "keys_evicted": self.store.evictor.evicted,
             "writers_helped": self._guard.helped,
             "writers_killed": self._guard.killed,
         }
@@ -183,6 +193,8 @@ class MemoryModule:
             if self.store.broken:
                 raise InternalFault(f"{self.store!r} must be opened anew: {self.store.broken}")
             self.store.env.reader_check()
+            with contextlib.suppress(VirgoError), self.store.batching() as batch:
+                batch.drop_claims(now_ms(), MEMORY_CLAIMS_TIDIED_MAX)
             if loop.time() >= next_sweep:
                 next_sweep = loop.time() + MEMORY_SWEEP_S
                 with contextlib.suppress(VirgoError):  # what is left over is found by the next sweep
