@@ -76,7 +76,8 @@ class PoolNode:
         self.name = f"n{number}"
         self.number = number
         self.directory = directory
-        self.config = Config(home=directory, memory=MemoryConfig(capacity_bytes=capacity_bytes))
+        memory = MemoryConfig(capacity_bytes=capacity_bytes, shared_directory=str(directory.parent))
+        self.config = Config(home=directory, memory=memory)
         self.engine = SimpleNamespace(registers=pools.registers)
         self.up = True
         self.tasks: set[asyncio.Task[None]] = set()

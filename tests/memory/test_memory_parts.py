@@ -18,7 +18,11 @@ from virgo.limits import MEMORY_CHUNK_BYTES, MiB
 
 CHUNK = MEMORY_CHUNK_BYTES
 NODES = st.sampled_from([1, 2])
-KINDS = {"small": (300, ()), "spread": (3 * CHUNK - 7, ())}
+KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "small": (300, ()),
+    "spread": (3 * CHUNK - 7, ()),
+    "shared": (CHUNK + 300, ("SHARED",)),
+}
 EDGES = [0, 1, 299, 300, 4095, 4096, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK - 8]
 
 
@@ -115,7 +119,7 @@ class Parts(RuleBasedStateMachine):
 
 
 Parts.TestCase.settings = settings(
-    max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestParts = Parts.TestCase
 
@@ -126,7 +130,8 @@ def test_hostile_offsets_are_typed_errors(tmp_path: Path) -> None:
     async def test(nodes: Pools) -> None:
         small = await nodes[1].run("VIRGO_MALLOC", 10)
         large = await nodes[1].run("VIRGO_MALLOC", 2 * CHUNK)
-        for identifier, size in ((small, 10), (large, 2 * CHUNK)):
+        shared = await nodes[1].run("VIRGO_MALLOC", 5000, "SHARED")
+        for identifier, size in ((small, 10), (large, 2 * CHUNK), (shared, 5000)):
             await nodes[2].run("VIRGO_SET", identifier, b"0123456789")
             for node in (nodes[1], nodes[2]):
                 for kind, *words in (

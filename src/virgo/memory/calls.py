@@ -15,6 +15,7 @@ from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import changed
 from virgo.memory.mapped import MISSING, open_mapped
+from virgo.memory.segments import Segment
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
@@ -31,7 +32,8 @@ class RegionInfo(msgspec.Struct, frozen=True):
         size: declared bytes.
         length: bytes of the value.
         node: name of its home.
-        nodes: numbers of the nodes that have its chunks; empty for a plain region.
+        nodes: numbers of the nodes that have its chunks; empty if it is not spread.
+        shared: whether it is a file in shared memory.
     """
 
     id: int
@@ -39,6 +41,29 @@ class RegionInfo(msgspec.Struct, frozen=True):
     length: int
     node: str
     nodes: list[int] = []
+    shared: bool = False
+
+
+class SegmentInfo(msgspec.Struct, frozen=True):
+    """How processes of its home's machine map a shared region.
+
+    Attributes:
+        size: declared bytes.
+        node: name of its home.
+        directory, identity: where its file is, and of which store it is.
+        note: what was noted of it when it was made.
+    """
+
+    id: int
+    size: int
+    node: str
+    directory: str
+    identity: str
+    note: str = ""
+
+    def segment(self) -> Segment:
+        """The segment, if it is on this machine."""
+        return Segment(self.directory, self.identity, self.id, self.size)
 
 
 class LocalInfo(msgspec.Struct, frozen=True):
@@ -78,9 +103,19 @@ def as_is(reply: Any) -> Any:
     return reply
 
 
-def malloc(size: int, node: str | None) -> Call[int]:
+def malloc(size: int, node: str | None, *, shared: bool = False, note: str = "") -> Call[int]:
     """Allocate; answers the id."""
-    return Call(("VIRGO_MALLOC", whole(size, "the size"), *(("NODE", node) if node else ())), int)
+    where = ("NODE", node) if node else ()
+    kind = ("SHARED", *(("NOTE", note) if note else ())) if shared else ()
+    return Call(("VIRGO_MALLOC", whole(size, "the size"), *where, *kind), int)
+
+
+def segment(identifier: int) -> Call[SegmentInfo]:
+    """How to map a shared region."""
+    return Call(
+        ("MEMORY.SEGMENT", whole(identifier, "the id")),
+        lambda reply: msgspec.json.decode(reply, type=SegmentInfo),
+    )
 
 
 def set_region(identifier: int, data: Data, offset: int | None = None) -> Call[None]:

@@ -15,6 +15,7 @@ from virgo.errors import BadArgument, PoolFull, TooLarge
 from virgo.limits import (
     MEMORY_CHUNK_BYTES,
     MEMORY_REGION_BYTES_MAX,
+    MEMORY_SEGMENT_BYTES_MAX,
     MiB,
 )
 
@@ -58,6 +59,11 @@ class Region:
         rest = f"<{len(self.plan)}H{len(self.versions)}Q"
         return head + struct.pack(rest, *self.plan, *self.versions)
 
+    @staticmethod
+    def is_shared(record: bytes) -> bool:
+        """Whether a record is that of a shared region."""
+        return record[0] == _SHARED
+
     @classmethod
     def decode(cls, record: bytes) -> Region:
         """The region of a record."""
@@ -91,13 +97,14 @@ class Region:
         return found
 
 
-def check_size(size: int) -> None:
+def check_size(size: int, *, shared: bool = False) -> None:
     """Raise BadArgument or TooLarge unless a region may have that size."""
+    limit = MEMORY_SEGMENT_BYTES_MAX if shared else MEMORY_REGION_BYTES_MAX
     if size <= 0:
         raise BadArgument(f"a region of {size} bytes cannot be made", hint="The size is 1 byte or more.")
-    if size > MEMORY_REGION_BYTES_MAX:
+    if size > limit:
         raise TooLarge(
-            f"a region of {size} bytes exceeds the limit of {MEMORY_REGION_BYTES_MAX}",
+            f"a region of {size} bytes exceeds the limit of {limit}",
             hint="Use several regions.",
         )
 

@@ -13,6 +13,7 @@ from virgo.memory.batch import Batch
 from virgo.memory.core import Region
 from virgo.memory.fills import Claim
 from virgo.memory.keyspace import NOWHERE
+from virgo.memory.segments import total_bytes
 from virgo.memory.spaces import SEPARATOR, Declared, Space, learn, name_of
 
 if TYPE_CHECKING:
@@ -169,9 +170,17 @@ class OwnerBatch(Batch):
         """Forget the region and its value."""
         key = _pack_id(identifier)
         self._delete(self._tables.regions, key)
-        if not region.spread:
+        if region.shared:
+            self.declare(-total_bytes(region.size))
+        elif not region.spread:
             self._delete(self._tables.data, key)
             self.declare(-region.size)
+
+    def shared_regions(self) -> Iterator[tuple[int, Region]]:
+        """All shared regions, by a look at every region."""
+        for key, record in self._read().cursor(self._tables.regions):
+            if Region.is_shared(record):
+                yield _U64.unpack(key)[0], Region.decode(record)
 
     # --- chunks of spread regions, whose home may be another node -----------------------------
 

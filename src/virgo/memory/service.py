@@ -31,6 +31,7 @@ from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
 from virgo.memory.namespaces import Namespaces
 from virgo.memory.regions import Regions
+from virgo.memory.shared import Shared
 from virgo.memory.slots import Slots
 from virgo.memory.spread import Spread
 from virgo.memory.store import Store
@@ -51,6 +52,7 @@ class MemoryModule:
         self._node = node
         self._machine_bytes = int(psutil.virtual_memory().total)
         self._store: Store | None = None
+        self._shared: Shared | None = None
         self._room = 0  # as of the last beat
 
     def __repr__(self) -> str:
@@ -61,6 +63,12 @@ class MemoryModule:
         """The open store."""
         assert self._store is not None, "the module is not started"
         return self._store
+
+    @property
+    def shared(self) -> Shared:
+        """The shared regions."""
+        assert self._shared is not None, "the module is not started"
+        return self._shared
 
     async def start(self) -> None:
         """Open the store."""
@@ -77,7 +85,8 @@ class MemoryModule:
         self._slots = Slots(self._node.engine, self._node.number, self._rooms)
         self._chunks = Chunks(self._node, self._store)
         self._spread = Spread(self._node, self._store, self._chunks)
-        self._regions = Regions(self._node, self._store, self._spread)
+        self._shared = shared = Shared(self._node, self._store, self._capacity())
+        self._regions = Regions(self._node, self._store, self._spread, shared)
         self._keys = Keys(self._node, self._store, self._slots)
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
@@ -93,6 +102,8 @@ class MemoryModule:
         store, self._store = self._store, None
         if store is not None:
             await asyncio.to_thread(store.flush)
+            if self._shared is not None:
+                self._shared.flush()
             self._guard.stop()
             store.close()
 
@@ -120,6 +131,7 @@ class MemoryModule:
         """Figures of this node's pool."""
         return {
             **self.store.stats(),
+            **self.shared.stats(),
             "slots_known": self._slots.assigned(),
             "slots_here": self._slots.table.count(self._node.number),
             "chunks_swept": self._chunks.swept,
@@ -199,6 +211,8 @@ class MemoryModule:
                 next_sweep = loop.time() + MEMORY_SWEEP_S
                 with contextlib.suppress(VirgoError):  # what is left over is found by the next sweep
                     await self._chunks.sweep()
+                with contextlib.suppress(VirgoError):  # likewise
+                    await self.shared.tidy()
 
 
 def _may_write(session: Session) -> bool:

@@ -1,0 +1,159 @@
+"""Shared regions as a client of the machine has them: which are near, their views, and the right to write.
+
+A region whose home is on this machine, and whose file this user may open, is used through its file, with
+nobody in between; for any other the node is asked, which asks the home.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from virgo.errors import BadArgument, Busy, NotRunning
+from virgo.limits import MEMORY_LEASE_POLL_S
+from virgo.memory.descriptors import give_away, kept, shut
+
+if TYPE_CHECKING:
+    from virgo.memory.calls import SegmentInfo
+    from virgo.memory.segments import Segment
+
+T = TypeVar("T")
+
+
+class Near:
+    """The shared regions that a client knows to be on its machine."""
+
+    def __init__(self) -> None:
+        self._segments: dict[int, Segment] = {}
+
+    def __repr__(self) -> str:
+        return f"<Near {len(self._segments)} segments>"
+
+    def __bool__(self) -> bool:
+        return bool(self._segments)
+
+    def learn(self, info: SegmentInfo) -> Segment | None:
+        """The segment, None if it is not on this machine or not ours to open."""
+        segment = info.segment()
+        try:
+            shut(segment.open())
+        except NotRunning:
+            return None
+        self._segments[info.id] = segment
+        return segment
+
+    def forget(self, identifier: int) -> None:
+        """It was freed."""
+        self._segments.pop(identifier, None)
+
+    def do(self, identifier: int, work: Callable[[Segment], T], otherwise: T) -> T:
+        """The result of work on the file, `otherwise` if the node is to be asked."""
+        segment = self._segments.get(identifier)
+        if segment is None:
+            return otherwise
+        try:
+            return work(segment)
+        except NotRunning:  # freed, or it cannot be written from here
+            return otherwise
+
+
+class Lease:
+    """The right to write a segment in place, held by this process; see `segments`.
+
+    A thread that asks while another one of the process has it waits as one of another process does. After a
+    fork the child's is not held.
+
+    Attributes:
+        segment: what it is of.
+    """
+
+    __slots__ = ("_descriptor", "segment")
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self._descriptor = -1
+
+    def __repr__(self) -> str:
+        return f"<Lease of {self.segment!r} {'held' if self.held else 'not held'}>"
+
+    def __del__(self) -> None:
+        self.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether we have it."""
+        return self._descriptor >= 0 and kept(self._descriptor)
+
+    def acquire(self, timeout_s: float = 0.0) -> None:
+        """Have it. Raises Busy if another one has it for so long, NotRunning if the segment is gone."""
+        deadline = time.monotonic() + timeout_s
+        while self.held:  # by another thread: one that asks twice would wait for itself
+            if time.monotonic() > deadline:
+                raise Busy(
+                    f"region {self.segment.identifier:#x} is leased to this very array",
+                    hint="Whoever has acquired it in this process must release it first.",
+                )
+            time.sleep(MEMORY_LEASE_POLL_S)
+        self._descriptor = self.segment.lease(max(0.0, deadline - time.monotonic()))
+
+    def release(self) -> None:
+        """Let go; nothing if it is not held."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            shut(descriptor)
+
+
+class View:
+    """The bytes of a region for the time of a `with` block; see `Region.view`."""
+
+    def __init__(self, found: Segment | bytes, *, write: bool, timeout_s: float) -> None:
+        self._found = found
+        self._write = write
+        self._timeout_s = timeout_s
+        self._lease: Lease | None = None
+        self._memory: memoryview | None = None
+
+    def __repr__(self) -> str:
+        return f"<View of {self._found!r:.60}>"
+
+    def __enter__(self) -> memoryview:
+        if isinstance(self._found, bytes):
+            self._memory = memoryview(self._found)
+        elif self._write:
+            self._lease = Lease(self._found)
+            self._lease.acquire(self._timeout_s)
+            self._memory = memoryview(self._found.map(write=True))
+        else:
+            whole = memoryview(self._found.map())
+            self._memory = whole[: self._found.length()]
+        return self._memory
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        memory, self._memory = self._memory, None
+        try:
+            if memory is not None and self._lease is not None:
+                memory.release()  # BufferError: something still refers to it, and could write later
+        finally:
+            if self._lease is not None:
+                self._lease.release()
+
+
+def descriptor_of(segment: Segment, *, write: bool) -> int:
+    """A descriptor of the file that the caller closes."""
+    return give_away(segment.open(write=write))
+
+
+def not_near(identifier: int, what: str) -> BadArgument:
+    """The error for what can only be done with a shared region of this machine."""
+    return BadArgument(
+        f"{what} needs region {identifier:#x} to be a shared one of this machine",
+        hint="malloc(size, shared=True, node=...) makes one; read and write serve every region.",
+    )
+
+
+__all__ = ["Lease", "Near", "View", "descriptor_of", "not_near", "os", "Any"]

@@ -1,0 +1,185 @@
+"""The directory in which a store's segments lie: where it is, that it is ours, what others left beside it.
+
+By default it is below /dev/shm, if that is large enough for a good part of the pool, else beside the store;
+the setting `memory.shared_directory` names another place. The store and the directory point to each other by
+symbolic links, `segments` and `store`, so that segments are found again whatever the setting says by then,
+and that a directory whose store was removed is known as nobody's, and goes. A copy of a store gets a
+directory of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+from virgo.clock import wall_ms
+from virgo.errors import BadConfig, FileRefused
+from virgo.limits import MEMORY_SEGMENTS_STRAY_S
+from virgo.memory.segments import refused
+
+log = logging.getLogger("virgo.memory")
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux has it
+_MOUNTS: Final = Path("/proc/self/mounts")
+_POOL_SHARE: Final = 4  # of the pool's bytes a quarter, for many a machine lets /dev/shm have half its memory
+_LINK, _BACK = "segments", "store"
+
+
+class Shelf:
+    """The directory of one store's segments, made if need be.
+
+    Attributes:
+        path: of the directory.
+        new: whether it was made just now, so that nothing of an earlier life can be in it.
+        in_memory: whether its files take memory at once.
+
+    Raises:
+        BadConfig: `memory.shared_directory` cannot be used. FileRefused: nor can any other place.
+    """
+
+    def __init__(self, store: Path, identity: str, configured: str, capacity_bytes: int) -> None:
+        self._store = store
+        self.new = False
+        earlier = self._earlier()
+        wanted = self._wanted(identity, configured, capacity_bytes)
+        if earlier not in (None, wanted) and earlier.name.startswith(identity) and _occupied(earlier):
+            log.warning("shared regions stay in %s until they are freed, and so do new ones", earlier)
+            wanted = earlier
+        elif earlier is not None and earlier != wanted:
+            shutil.rmtree(earlier, ignore_errors=True)  # if it stays it is a stray
+        self.path = wanted
+        self.make()
+        self.in_memory = _is_memory(wanted)
+        for stray in _strays(wanted):
+            log.warning("%s belongs to no pool any more, and is removed", stray)
+            shutil.rmtree(stray, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        return f"<Shelf {self.path}>"
+
+    def _earlier(self) -> Path | None:
+        """Where the segments were when the store was last open, here or where it was moved from."""
+        with contextlib.suppress(OSError):
+            found = (self._store / _LINK).readlink()
+            owner = (found / _BACK).readlink()
+            if owner == self._store:
+                return found
+            if not _leads(owner / _LINK, found):
+                (found / _BACK).unlink()
+                (found / _BACK).symlink_to(self._store)
+                return found
+        return None
+
+    def _wanted(self, identity: str, configured: str, capacity_bytes: int) -> Path:
+        if configured:
+            base = Path(configured).expanduser()
+            if not base.is_absolute():
+                raise BadConfig(
+                    f"memory.shared_directory is {configured!r}, but must be an absolute path",
+                    hint=f"{SHARED_MEMORY} for example, or leave it out.",
+                )
+            return self._free_name(_own(base, f"virgo-{os.geteuid()}"), identity)
+        if _is_memory(SHARED_MEMORY) and _total_bytes(SHARED_MEMORY) >= capacity_bytes // _POOL_SHARE:
+            try:
+                return self._free_name(_own(SHARED_MEMORY, f"virgo-{os.geteuid()}"), identity)
+            except BadConfig as error:
+                log.warning("shared regions lie on the disk, since %s", error.message)
+        return self._free_name(_own(self._store, "shared"), identity)
+
+    def _free_name(self, base: Path, identity: str) -> Path:
+        """The store's identity, unless the store that this one is a copy of has that."""
+        path = base / identity
+        if _leads(path / _BACK, self._store) or not (path / _BACK).is_symlink():
+            return path
+        return base / f"{identity}-{crc32(bytes(self._store)):08x}"
+
+    def make(self) -> None:
+        """Make it, if it is not there."""
+        link = self._store / _LINK
+        try:
+            if not _leads(link, self.path):
+                link.unlink(missing_ok=True)
+                link.symlink_to(self.path)
+            if not self.path.is_dir():
+                self.path.mkdir(mode=0o700)
+                self.new = True
+            if not (self.path / _BACK).is_symlink():
+                (self.path / _BACK).symlink_to(self._store)
+        except OSError as error:
+            raise refused(str(self.path), error) from error
+
+    def names(self) -> list[str]:
+        """The files in it."""
+        try:
+            return [name for name in os.listdir(self.path) if name != _BACK]  # noqa: PTH208
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FileRefused(f"{self.path}: {error.strerror}", hint="It must be the node's own.") from error
+
+
+def _own(base: Path, name: str) -> Path:
+    """A directory that only this user can enter: in a place like /dev/shm anybody may have made it first."""
+    path = base / name
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise BadConfig(
+            f"{path} cannot be made: {error.strerror}",
+            hint="memory.shared_directory must be a directory in which the node's user may make one.",
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise BadConfig(
+            f"{path} is not this user's alone",
+            hint="Remove it, or make it a directory of yours with mode 700; it is not safe as it is.",
+        )
+    return path
+
+
+def _leads(link: Path, target: Path) -> bool:
+    """Whether it is a symbolic link that leads there."""
+    return link.is_symlink() and link.readlink() == target
+
+
+def _is_memory(path: Path) -> bool:
+    """Whether files there are in memory: on a tmpfs."""
+    found, kind = -1, ""
+    real = path.resolve()
+    for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        _device, mount, mounted, *_rest = line.split(" ")
+        point = Path(mount.replace("\\040", " "))
+        if real.is_relative_to(point) and len(point.parts) >= found:
+            found, kind = len(point.parts), mounted
+    return kind == "tmpfs"
+
+
+def _total_bytes(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_blocks * found.f_frsize
+
+
+def _occupied(path: Path) -> bool:
+    return any(name != _BACK for name in os.listdir(path))  # noqa: PTH208
+
+
+def _strays(own: Path) -> list[Path]:
+    """Directories beside it whose store is gone or has another one by now."""
+    found = []
+    for each in own.parent.iterdir():
+        if each == own or each.is_symlink() or not each.is_dir():
+            continue
+        try:
+            stray = not _leads((each / _BACK).readlink() / _LINK, each)
+        except FileNotFoundError:  # in the making, or left there by who was killed at it
+            stray = wall_ms() / 1000 - each.stat().st_mtime > MEMORY_SEGMENTS_STRAY_S
+        except OSError:  # not to be looked at, and so not ours to judge
+            stray = False
+        if stray:
+            found.append(each)
+    return found
