@@ -201,6 +201,7 @@ CLIENTS = [
     Pair(
         Region(_RUNNER, 1),
         AsyncRegion(_RUNNER, 1),
+        not_awaited={"view": "gives a context manager"},
         read_there={"size": "may ask the node", "node": "asks the node"},
     ),
     Pair(Client(_NOWHERE), AsyncClient(_NOWHERE), not_awaited={"stats": _LOCAL, "give": _LOCAL}),

@@ -158,6 +158,8 @@ MEMORY_NOTE_BYTES_MAX: Final = 2 * KiB
 # A write of a shared region takes so long at most (that of 1 GiB takes about one second); who still keeps the
 # others out then is stopped.
 MEMORY_SEGMENT_WAIT_S: Final = 3.0
+# A thread that waits for another one's lease of the same array looks this often.
+MEMORY_LEASE_POLL_S: Final = 0.002
 # A directory for segments that was made so long ago and has no owner yet is nobody's.
 MEMORY_SEGMENTS_STRAY_S: Final = 60.0
 # Attempts to move a key to another node while others set it anew.

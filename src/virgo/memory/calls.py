@@ -25,6 +25,9 @@ Data = bytes | bytearray | memoryview
 _NODE_DECIDES = (NotRunning, PoolFull, DiskFull, FileRefused)
 
 
+HERE = "."  # as the name of a node: the connected one
+
+
 class RegionInfo(msgspec.Struct, frozen=True):
     """A region as its home describes it.
 
@@ -110,11 +113,11 @@ def malloc(size: int, node: str | None, *, shared: bool = False, note: str = "")
     return Call(("VIRGO_MALLOC", whole(size, "the size"), *where, *kind), int)
 
 
-def segment(identifier: int) -> Call[SegmentInfo]:
-    """How to map a shared region."""
+def segment(identifier: int) -> Call[SegmentInfo | None]:
+    """How to map a shared region; None if it is not shared."""
     return Call(
         ("MEMORY.SEGMENT", whole(identifier, "the id")),
-        lambda reply: msgspec.json.decode(reply, type=SegmentInfo),
+        lambda reply: None if reply is None else msgspec.json.decode(reply, type=SegmentInfo),
     )
 
 

@@ -12,6 +12,7 @@ import os
 import threading
 
 _open: set[int] = set()
+_forks = [0]
 _mutex = threading.RLock()  # so that no fork comes between opening and listing
 
 
@@ -24,16 +25,16 @@ def opened(path: str, flags: int) -> int:
 
 
 def shut(descriptor: int) -> None:
-    """Close one of them, and so drop its locks; nothing if a fork has done so."""
+    """Close one of them, and so drop its locks."""
     with _mutex:
         if descriptor in _open:
             _open.remove(descriptor)
             os.close(descriptor)
 
 
-def kept(descriptor: int) -> bool:
-    """Whether it is still open here: not in a child of the process that opened it."""
-    return descriptor in _open
+def forks() -> int:
+    """How often this process was forked since its first ancestor: what was opened before that is not open."""
+    return _forks[0]
 
 
 def give_away(descriptor: int) -> int:
@@ -48,6 +49,7 @@ def _after_fork_in_child() -> None:
         with contextlib.suppress(OSError):  # somebody has closed what was ours
             os.close(descriptor)
     _open.clear()
+    _forks[0] += 1
     _mutex.release()
 
 

@@ -6,15 +6,15 @@ nobody in between; for any other the node is asked, which asks the home.
 
 from __future__ import annotations
 
-import os
+import importlib
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from virgo.errors import BadArgument, Busy, NotRunning
+from virgo.errors import BadArgument, Busy, NotLoaded, NotRunning
 from virgo.limits import MEMORY_LEASE_POLL_S
-from virgo.memory.descriptors import give_away, kept, shut
+from virgo.memory import descriptors
 
 if TYPE_CHECKING:
     from virgo.memory.calls import SegmentInfo
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Near:
+class Nearby:
     """The shared regions that a client knows to be on its machine."""
 
     def __init__(self) -> None:
         self._segments: dict[int, Segment] = {}
 
     def __repr__(self) -> str:
-        return f"<Near {len(self._segments)} segments>"
+        return f"<Nearby {len(self._segments)} segments>"
 
     def __bool__(self) -> bool:
         return bool(self._segments)
@@ -39,7 +39,7 @@ class Near:
         """The segment, None if it is not on this machine or not ours to open."""
         segment = info.segment()
         try:
-            shut(segment.open())
+            descriptors.shut(segment.open())
         except NotRunning:
             return None
         self._segments[info.id] = segment
@@ -70,11 +70,12 @@ class Lease:
         segment: what it is of.
     """
 
-    __slots__ = ("_descriptor", "segment")
+    __slots__ = ("_descriptor", "_forks", "segment")
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
         self._descriptor = -1
+        self._forks = 0
 
     def __repr__(self) -> str:
         return f"<Lease of {self.segment!r} {'held' if self.held else 'not held'}>"
@@ -85,7 +86,7 @@ class Lease:
     @property
     def held(self) -> bool:
         """Whether we have it."""
-        return self._descriptor >= 0 and kept(self._descriptor)
+        return self._descriptor >= 0 and self._forks == descriptors.forks()
 
     def acquire(self, timeout_s: float = 0.0) -> None:
         """Have it. Raises Busy if another one has it for so long, NotRunning if the segment is gone."""
@@ -98,12 +99,13 @@ class Lease:
                 )
             time.sleep(MEMORY_LEASE_POLL_S)
         self._descriptor = self.segment.lease(max(0.0, deadline - time.monotonic()))
+        self._forks = descriptors.forks()
 
     def release(self) -> None:
         """Let go; nothing if it is not held."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            shut(descriptor)
+        if self.held:
+            descriptors.shut(self._descriptor)
+        self._descriptor = -1
 
 
 class View:
@@ -119,16 +121,18 @@ class View:
     def __repr__(self) -> str:
         return f"<View of {self._found!r:.60}>"
 
-    def __enter__(self) -> memoryview:
+    def hold(self) -> memoryview:
+        """The bytes to read, for as long as somebody refers to them."""
         if isinstance(self._found, bytes):
-            self._memory = memoryview(self._found)
-        elif self._write:
-            self._lease = Lease(self._found)
-            self._lease.acquire(self._timeout_s)
-            self._memory = memoryview(self._found.map(write=True))
-        else:
-            whole = memoryview(self._found.map())
-            self._memory = whole[: self._found.length()]
+            return memoryview(self._found)
+        return memoryview(self._found.map())[: self._found.length()]
+
+    def __enter__(self) -> memoryview:
+        if isinstance(self._found, bytes) or not self._write:
+            return self.hold()
+        self._lease = Lease(self._found)
+        self._lease.acquire(self._timeout_s)
+        self._memory = memoryview(self._found.map(write=True))
         return self._memory
 
     def __exit__(
@@ -136,7 +140,7 @@ class View:
     ) -> None:
         memory, self._memory = self._memory, None
         try:
-            if memory is not None and self._lease is not None:
+            if memory is not None:
                 memory.release()  # BufferError: something still refers to it, and could write later
         finally:
             if self._lease is not None:
@@ -145,7 +149,16 @@ class View:
 
 def descriptor_of(segment: Segment, *, write: bool) -> int:
     """A descriptor of the file that the caller closes."""
-    return give_away(segment.open(write=write))
+    return descriptors.give_away(segment.open(write=write))
+
+
+def load_arrays() -> Any:
+    """The module for arrays, which only those import who use one. Raises NotLoaded without NumPy."""
+    try:
+        import numpy  # noqa: F401 - what `arrays` needs
+    except ImportError as error:
+        raise NotLoaded(f"arrays need NumPy: {error}", hint="pip install 'virgo-os[arrays]'") from error
+    return importlib.import_module("virgo.memory.arrays")
 
 
 def not_near(identifier: int, what: str) -> BadArgument:
@@ -154,6 +167,3 @@ def not_near(identifier: int, what: str) -> BadArgument:
         f"{what} needs region {identifier:#x} to be a shared one of this machine",
         hint="malloc(size, shared=True, node=...) makes one; read and write serve every region.",
     )
-
-
-__all__ = ["Lease", "Near", "View", "descriptor_of", "not_near", "os", "Any"]

@@ -12,8 +12,11 @@ from virgo.memory.calls import Data, RegionInfo
 from virgo.wire import near
 from virgo.wire.call import Runner
 
+_WRITABLE = 1  # PyBUF_WRITABLE: `inspect.BufferFlags` came with 3.12
+
 if TYPE_CHECKING:
     from virgo.memory.client import MemoryClient
+    from virgo.memory.leases import View
 
 
 class Region:
@@ -106,6 +109,38 @@ class Region:
         """
         self._client.set_region(self.id, data, offset)
 
+    def view(self, *, write: bool = False, timeout_s: float = 0.0) -> View:
+        """The bytes as a memoryview, for the time of a `with` block.
+
+        Read-only: the value as of now, or of a shared region of this machine its memory itself, which shows
+        what others write. With `write` all bytes of such a region, and the right to write them in place.
+
+        Raises:
+            Busy: another one has the right to write, for `timeout_s` seconds.
+            BadArgument: `write`, and it is not a shared region of this machine.
+            BufferError: at the end, if something still refers to what could be written.
+        """
+        return self._client.view_region(self.id, write=write, timeout_s=timeout_s)
+
+    def descriptor(self, *, write: bool = False) -> int:
+        """A descriptor of a shared region's file, to be closed by the caller: to map, or to pass on.
+
+        The region is the first `size` bytes of the file. Raises BadArgument if it is not on this machine.
+        """
+        return self._client.region_descriptor(self.id, write=write)
+
+    def __buffer__(self, flags: int) -> memoryview:
+        """For `memoryview(region)`, from Python 3.12 on: read-only, as `view`."""
+        if flags & _WRITABLE:
+            raise BufferError("a region is read-only here; `with region.view(write=True)` is not")
+        return self.view().hold()
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """For `numpy.asarray(region)`, read-only bytes, also before Python 3.12."""
+        data = self.view().hold()
+        return {"version": 3, "typestr": "|u1", "shape": (len(data),), "data": data}
+
     def free(self) -> None:
         """Give the memory back. Raises UnknownId if it was freed already."""
         self._client.free_region(self.id)
@@ -113,7 +148,12 @@ class Region:
 
 def arrived(identifier: int, size: int | None) -> Region:
     """A region that came from another process, bound to the connection of this one."""
-    return Region(_Near(), identifier, size)  # type: ignore[arg-type]
+    return Region(near_client(), identifier, size)
+
+
+def near_client() -> MemoryClient:
+    """The client of this process's connection, for what came by pickle."""
+    return _Near()  # type: ignore[return-value]
 
 
 class _Near:

@@ -130,7 +130,7 @@ class Regions:
             Command(
                 *("MEMORY.SEGMENT", self.segment, "read", 1, 1),
                 usage="id",
-                summary="How to map a shared region, as JSON.",
+                summary="How to map a shared region, as JSON; nil if it is not shared.",
             ),
             Command(
                 *("VIRGO_FREE", self.free, "write", 1, 1),
@@ -164,14 +164,14 @@ class Regions:
         return msgspec.json.encode(figures)
 
     def segment(self, session: Session, request: list[bytes]) -> Any:
-        """How processes of its machine map a shared region, as JSON."""
+        """How processes of its machine map a shared region, as JSON; nil if it is not shared."""
         identifier = integer(request[1], "id")
         if node_of(identifier) != self._number:
             return self._forward(self._home(identifier), *request)
         region = session.batch(b"memory", self._batch).region(identifier)
         if region is None:
             raise unknown(identifier)
-        return self._shared.describe(identifier, region)
+        return self._shared.describe(identifier, region) if region.shared else None
 
     # --- malloc -------------------------------------------------------------------------------
 
@@ -191,9 +191,9 @@ class Regions:
         return self.malloc_here(batch, wish.size)
 
     def _pinned(self, name: str) -> int:
-        """The number of the node of that name, 0 for none."""
-        if not name:
-            return 0
+        """The number of the node of that name, "." for this one, 0 for none."""
+        if name in ("", "."):
+            return self._number if name else 0
         for member in self._node.members():
             if member.name == name:
                 return member.number

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 import psutil
 
-from virgo.errors import BadArgument, Busy, NotRunning, PoolFull, TooLarge, UnknownId, VirgoError
+from virgo.errors import Busy, NotRunning, PoolFull, TooLarge, UnknownId, VirgoError
 from virgo.limits import MEMORY_NOTE_BYTES_MAX, MEMORY_REPLY_BYTES_MAX
 from virgo.members import compose_id
 from virgo.memory import core
@@ -187,13 +187,8 @@ class Shared:
             hint="Somebody removed it; systemd does at the end of a session, unless logind has RemoveIPC=no.",
         )
 
-    def describe(self, identifier: int, region: Region | None) -> bytes:
-        """How to map a region, as JSON. Raises BadArgument if it is not a shared one."""
-        if region is None or not region.shared:
-            raise BadArgument(
-                f"region {identifier:#x} is not a shared one",
-                hint="Those are made by malloc(size, shared=True), array(...), or VIRGO_MALLOC size SHARED.",
-            )
+    def describe(self, identifier: int, region: Region) -> bytes:
+        """How to map a region, as JSON."""
         figures = {
             "id": identifier,
             "size": region.size,
