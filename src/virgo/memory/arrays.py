@@ -25,6 +25,7 @@ import numpy as np
 
 from virgo.errors import BadArgument, Denied, NotRunning, UnknownId
 from virgo.limits import MEMORY_REGION_BYTES_MAX
+from virgo.memory import descriptors
 from virgo.memory.calls import SegmentInfo
 from virgo.memory.leases import Lease
 from virgo.memory.segments import Segment
@@ -38,11 +39,10 @@ class SharedArray(np.ndarray[Any, Any]):
 
     Attributes:
         region: its region; None for what was made of a shared array and is none itself.
-        node: name of its home.
     """
 
     region: Any
-    node: str
+    _info: SegmentInfo
     _lease: Lease | None
     _owner: int
     _fetch: Callable[[SharedArray], Any]
@@ -70,7 +70,7 @@ class SharedArray(np.ndarray[Any, Any]):
         """It travels as its id; elsewhere it is attached, and on its machine so without a copy."""
         if self.region is None:
             return self.view(np.ndarray).__reduce_ex__(protocol)
-        return arrived, (self.region.id,)
+        return arrived, (self._info,)
 
     # --- the right to write -------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class SharedArray(np.ndarray[Any, Any]):
         what = f"the array of region {self.region.id:#x}"
         if self._lease is None:
             return BadArgument(
-                f"{what} is a copy here: its memory is on node {self.node}",
+                f"{what} is a copy here: its memory is on node {self._info.node}",
                 hint="array.write(values, start) writes there, and array.refresh() fetches it anew.",
             )
         return BadArgument(
@@ -172,12 +172,22 @@ class SharedArray(np.ndarray[Any, Any]):
             await done
 
 
-def arrived(identifier: int) -> SharedArray:
-    """An array that came from another process, bound to the connection of this one."""
+def arrived(info: SegmentInfo) -> SharedArray:
+    """An array that came from another process: mapped, if its memory is here, and no node need be asked.
+
+    What must be asked for goes through the connection of this process.
+    """
+    from virgo.memory.region import arrived as region_arrived
     from virgo.memory.region import near_client
 
-    found: SharedArray = near_client().attach(identifier)
-    return found
+    client = near_client()
+    segment = info.segment()
+    try:
+        descriptors.shut(segment.open())
+    except NotRunning:
+        found: SharedArray = client.attach(info.id)
+        return found
+    return build(info, segment, region_arrived(info.id, info.size), lambda _array: None)
 
 
 # --- how they are noted -------------------------------------------------------------------------
@@ -260,7 +270,7 @@ def build(info: SegmentInfo, segment: Segment | None, region: Any, fetch: Any) -
             memory = segment.map()
     array = np.ndarray.__new__(SharedArray, shape, kind, memory)
     array.flags.writeable = False
-    array.region, array.node, array._fetch = region, info.node, fetch
+    array.region, array._info, array._fetch = region, info, fetch
     array._lease = None if segment is None else Lease(segment)
     return array
 

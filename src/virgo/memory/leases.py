@@ -7,7 +7,9 @@ nobody in between; for any other the node is asked, which asks the home.
 from __future__ import annotations
 
 import importlib
+import mmap
 import time
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -117,6 +119,7 @@ class View:
         self._timeout_s = timeout_s
         self._lease: Lease | None = None
         self._memory: memoryview | None = None
+        self._map: mmap.mmap | None = None
 
     def __repr__(self) -> str:
         return f"<View of {self._found!r:.60}>"
@@ -132,19 +135,23 @@ class View:
             return self.hold()
         self._lease = Lease(self._found)
         self._lease.acquire(self._timeout_s)
-        self._memory = memoryview(self._found.map(write=True))
+        self._map = self._found.map(write=True)
+        self._memory = memoryview(self._map)
         return self._memory
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        memory, self._memory = self._memory, None
+        if self._memory is None or self._map is None or self._lease is None:
+            return
+        known = weakref.ref(self._map)
         try:
-            if memory is not None:
-                memory.release()  # BufferError: something still refers to it, and could write later
+            self._memory.release()
+            self._map = None
+            if known() is not None:  # a slice is not among what `release` looks at
+                raise BufferError("something still refers to what could be written, and could do so later")
         finally:
-            if self._lease is not None:
-                self._lease.release()
+            self._lease.release()
 
 
 def descriptor_of(segment: Segment, *, write: bool) -> int:
