@@ -1,4 +1,4 @@
-"""NumPy arrays in shared memory: by several processes of one machine, and from another one."""
+"""NumPy arrays in shared memory, by several processes of one machine; tests/node/test_machines.py has two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import mmap
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +21,6 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from node.machines import Machine, machines
 from virgo import aio
 from virgo.cloud import Cloud
 from virgo.errors import (
@@ -424,59 +422,3 @@ def test_without_numpy_all_else_works(cloud3: RunningCloud) -> None:
         [sys.executable, "-c", program], env=cloud3.environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "fine\n"
-
-
-# --- another machine --------------------------------------------------------------------------------
-
-
-ELSEWHERE = """
-import virgo, numpy as np
-from virgo.errors import BadArgument, Busy
-def seen(array):
-    return array._info.node, array.flags.writeable, float(array.sum()), array._lease is None
-with virgo.connect() as cloud, cloud.memory.array(100_000) as array:
-    assert array.held
-    array[:] = 1
-    assert cloud.cpu.clone(seen, array, node="first") == ("first", False, 100_000.0, False)
-    assert cloud.cpu.clone(seen, array, node="second") == ("first", False, 100_000.0, True)
-    def written(array):
-        before = float(array[0])
-        try:
-            array.acquire()
-        except BadArgument:
-            array.write([5.0, 6.0], start=0)
-        array.refresh()
-        return before, list(array[:3])
-    try:
-        cloud.cpu.clone(written, array, node="second")
-    except Busy:
-        pass
-    else:
-        raise AssertionError("the lease is ours")
-    array.release()
-    assert cloud.cpu.clone(written, array, node="second") == (1.0, [5.0, 6.0, 1.0])
-    assert list(array[:2]) == [5.0, 6.0]
-    with cloud.memory.array(10, node="second") as far:
-        assert not far.held and not far.flags.writeable
-        far.write(np.arange(10))
-        far.refresh()
-        assert far.sum() == 45
-print("fine")
-"""
-
-
-@pytest.mark.skipif(os.getuid() != 0 and os.environ.get("CI") != "true", reason="namespaces need root")
-def test_on_another_machine_it_is_a_copy(tmp_path: Path) -> None:
-    """There it is fetched, refreshed on request, and written by its home: Busy while it is leased."""
-
-    def up(machine: Machine, *options: str) -> None:  # with shared memory of its own
-        private = ["sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh"]
-        machine.run([*private, sys.executable, "-m", "virgo.cli", "up", "--detach", *options], check=True)
-
-    with machines(tmp_path) as (first, second):
-        first.virgo("ca", "init", "--host", first.address)
-        first.virgo("ca", "issue", "second", "--node", "--host", second.address)
-        shutil.copytree(first.home / "tls" / "issued" / "second", second.home / "tls")
-        first.virgo("up", "--detach", "--bind", first.address, "--name", "first")
-        up(second, "--bind", second.address, "--join", first.address, "--name", "second")
-        assert first.python(ELSEWHERE).stdout == "fine\n"
