@@ -9,16 +9,17 @@ error, and reads go on from what was there before.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import lmdb
 
 from virgo.errors import NotRunning, PoolFull, VirgoError
-from virgo.limits import MEMORY_SLOTS
+from virgo.limits import MEMORY_SLOTS_ALL
 from virgo.memory import keyspace, spaces
 from virgo.memory.core import Region
+from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import NOWHERE, Entry
 from virgo.memory.spaces import Space
 from virgo.memory.tables import STATE
@@ -141,13 +142,17 @@ class Batch:
         self._failure = failure
         return failure
 
-    def close(self) -> None:
-        """Make the changes final. Raises PoolFull, DiskFull or FileRefused: then none took place."""
+    def close(self) -> Awaitable[None] | None:
+        """Make the changes final. Raises PoolFull, DiskFull or FileRefused: then none took place.
+
+        Returns:
+            What to await before they are acknowledged, or None.
+        """
         if self._failure is not None:
             raise self._failure
         if not self._writing:
             self._txn = None
-            return
+            return None
         tables, txn = self._tables, self._txn
         try:
             if self._state is not tables.state or tables.untold:
@@ -161,6 +166,7 @@ class Batch:
         tables.keys_grown_bytes += self._grown
         if tables.pressed:
             tables.age()
+        return None
 
     def abort(self) -> None:
         """Drop the changes."""
@@ -236,7 +242,7 @@ class Batch:
         """Keep a value that does not expire. Raises PoolFull."""
         if not self._writing:
             self._write()
-        if self._sorts:
+        if self._sorts or stored.startswith(OPENING, 2):
             self.put_entry(stored, Entry(value))
             return
         self._version += 1
@@ -249,13 +255,22 @@ class Batch:
         generation = self.generation(stored) if self._sorts else NOWHERE
         if generation != entry.generation:
             entry = entry._replace(generation=generation)
-        if generation >= 0:
-            self.count_use(stored)
+        if stored.startswith(OPENING, 2):
+            old = self.key(stored)  # perhaps of another node's making
+            self._version = max(self._version, 0 if old is None else keyspace.decode_entry(old).version)
         self._version += 1
-        self._keep(stored, keyspace.encode_entry(entry, self._version))
-        if entry.expires_ms:
-            self._put(self._tables.due, _U64.pack(entry.expires_ms) + stored, b"")
+        self.put_record(stored, keyspace.encode_entry(entry, self._version), entry.expires_ms)
         return self._version
+
+    def put_record(self, stored: bytes, record: bytes, expires_ms: int) -> None:
+        """Keep a record as it is."""
+        if not self._writing:
+            self._write()
+        self._keep(stored, record)
+        if expires_ms:
+            self._put(self._tables.due, _U64.pack(expires_ms) + stored, b"")
+        if stored.startswith(OPENING, 2):
+            self._touch(stored)
 
     def _keep(self, stored: bytes, record: bytes) -> None:
         growth = len(stored) + len(record) + _KEY_OVERHEAD_BYTES
@@ -276,12 +291,12 @@ class Batch:
         more = growth - (len(stored) + len(old) + _KEY_OVERHEAD_BYTES if old is not None else 0)
         lacks = more > max(0, self._room)
         # A long record takes pages of its own, so trying it would not make it fit.
-        if lacks and len(record) > _SHARING_BYTES_MAX and not self._evict(more):
+        if lacks and len(record) > _SHARING_BYTES_MAX and not self._evict(more, stored):
             raise self._full(record)
         before = min(0, self._room)
         self._put(self._tables.keys, stored, record)
         self._measure()
-        if self._room >= before or more <= 0 or self._evict(0):
+        if self._room >= before or more <= 0 or self._evict(0, stored):
             return
         if old is None:
             self._delete(self._tables.keys, stored)
@@ -293,8 +308,8 @@ class Batch:
     def _full(self, record: bytes) -> PoolFull:
         return PoolFull(f"a key of {len(record)} bytes is set, {max(0, self._room)} are free here")
 
-    def _evict(self, need_bytes: int) -> bool:
-        """Make so much room by forgetting keys; only the owner can."""
+    def _evict(self, need_bytes: int, _keep: bytes = b"") -> bool:
+        """Make so much room by forgetting keys, but not that one; only the owner can."""
         return self._room >= need_bytes
 
     def delete_key(self, stored: bytes) -> bool:
@@ -303,7 +318,13 @@ class Batch:
             return False
         self._version += 1
         self._put(self._tables.gone, stored[:2], _U64.pack(self._version))
+        if stored.startswith(OPENING, 2):
+            self._touch(stored)
         return True
+
+    def _touch(self, stored: bytes) -> None:
+        """A key was changed that is kept elsewhere too; only the owner may."""
+        raise NotRunning(f"{stored[2:42]!r} is kept more than once", hint="Its node changes it.")
 
     def space(self, name: bytes) -> Space | None:
         """The namespace of that name."""
@@ -348,6 +369,11 @@ class Batch:
         found = (get(stored[:2], None, database), get(_FLUSHED, None, database))
         return max(_U64.unpack(version)[0] if version else 0 for version in found)
 
+    def key_from(self, position: bytes) -> bytes | None:
+        """The first stored key from there on."""
+        cursor = self._read().cursor(self._tables.keys)
+        return cursor.key() if cursor.set_range(position) else None
+
     def with_prefix(self, prefix: bytes, slot: int = 0) -> Iterator[bytes]:
         """Stored keys from `slot` on that begin with the prefix. Others are leapt over, not looked at."""
         cursor = self._read().cursor(self._tables.keys)
@@ -363,7 +389,7 @@ class Batch:
             position = stored[:2] + prefix
             if stored >= position and not stored.startswith(position):
                 slot = (stored[0] << 8 | stored[1]) + 1
-                if slot >= MEMORY_SLOTS:
+                if slot >= MEMORY_SLOTS_ALL:
                     return
                 position = keyspace.SLOT_PREFIXES[slot] + prefix
 
@@ -384,7 +410,7 @@ class Batch:
                 current = here
             if matches is None or matches(stored[2:]):
                 found.append(stored[2:])
-        return MEMORY_SLOTS, found
+        return MEMORY_SLOTS_ALL, found
 
     def count_keys(self) -> int:
         """How many keys there are, those included that are past their time but not yet removed."""

@@ -1,8 +1,8 @@
 """One filler for a value that many want: commands behind `get_or_set`, on the node that holds the key.
 
 Whoever finds no fresh value gets a claim to make one, for a time; the others are told so, and wait or take
-the stale value (leases against thundering herds, as in Nishtala et al., "Scaling Memcache at Facebook", 2013).
-A key that is deleted, set or dropped with its namespace meanwhile voids the claim, so that what was made of
+the stale value (leases against thundering herds: Nishtala et al., "Scaling Memcache at Facebook", 2013). A
+key that is deleted, set or dropped with its namespace meanwhile voids the claim, so that what was made of
 older data does not take its place. Functions as in `strings`.
 """
 

@@ -74,6 +74,7 @@ class Mapped:
         self._keys: Any = None
         self._data: Any = None
         self._spaces: Any = None
+        self._held: Any = None
         self._sketch: Sketch | None = None
         self._tables: Tables | None = None  # to write with
         self._announced: Announcement | None = None
@@ -125,6 +126,10 @@ class Mapped:
     def data(self, identifier: int) -> bytes | None:
         """The value of a plain region, None if it has none. Raises NotRunning."""
         return self._read("_data", _pack_id(identifier))
+
+    def holds(self, slot: int) -> bool:
+        """Whether the node owns a slot of keys that are kept twice. Raises NotRunning."""
+        return self._read("_held", keyspace.SLOT_PREFIXES[slot]) is not None
 
     def _read(self, database: str, key: bytes) -> bytes | None:
         """One value. Raises NotRunning."""
@@ -259,8 +264,8 @@ class Mapped:
             with env.begin() as txn:
                 if txn.get(IDENTITY) != self.identity.encode():
                     raise NotRunning(f"{self.directory} is another store")
-            self._keys, self._data, self._spaces = (
-                env.open_db(name, create=False) for name in (b"keys", b"data", b"spaces")
+            self._keys, self._data, self._spaces, self._held = (
+                env.open_db(name, create=False) for name in (b"keys", b"data", b"spaces", b"held")
             )
             if writable:
                 self._tables = Tables(env, Path(self.directory), self._map_bytes)

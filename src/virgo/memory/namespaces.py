@@ -16,12 +16,12 @@ import msgspec
 from virgo.engine.base import Engine
 from virgo.errors import BadArgument, Busy, Conflict, VirgoError
 from virgo.limits import (
-    MEMORY_SLOTS,
+    MEMORY_SLOTS_ALL,
     MEMORY_SPACES_REFRESH_S,
     MEMORY_SWEEP_KEYS_MAX,
 )
 from virgo.memory import parallel, spaces
-from virgo.memory.spaces import Declared, Table
+from virgo.memory.spaces import Declared, SpaceInfo, Table
 from virgo.memory.store import Store
 from virgo.module import NodeServices
 from virgo.wire.commands import Command
@@ -31,23 +31,6 @@ from virgo.wire.session import Session
 REGISTER = "memory/spaces"
 _ATTEMPTS_MAX = 100  # each lost race means that another node changed the table
 _USAGE = "name [CACHE yes|no]"
-
-
-class SpaceInfo(msgspec.Struct, frozen=True):
-    """A namespace, and what one node holds of it.
-
-    Attributes:
-        generation: how often it was dropped, and one more.
-        cache: whether its keys may be evicted.
-        keys: of this node; None where they were not counted.
-        key_bytes: of these keys and their values.
-    """
-
-    name: str
-    generation: int
-    cache: bool
-    keys: int | None = None
-    key_bytes: int | None = None
 
 
 class Namespaces:
@@ -110,7 +93,7 @@ class Namespaces:
     async def _measure(self, name: bytes, generation: int) -> tuple[int, int]:
         """Count and bytes of the keys here; others have their turn in between."""
         count = size = slot = 0
-        while slot < MEMORY_SLOTS:
+        while slot < MEMORY_SLOTS_ALL:
             with self._store.batching() as batch:
                 slot, here, bytes_here = batch.measure(name, generation, slot, MEMORY_SWEEP_KEYS_MAX)
             count, size = count + here, size + bytes_here
@@ -195,7 +178,7 @@ class Namespaces:
 
     async def _sweep(self, name: bytes, generation: int) -> None:
         slot = 0
-        while slot < MEMORY_SLOTS:
+        while slot < MEMORY_SLOTS_ALL:
             with self._store.batching() as batch:
                 slot, removed = batch.sweep(name, slot, MEMORY_SWEEP_KEYS_MAX)
             self.swept += removed

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from virgo.errors import PoolFull
-from virgo.limits import MEMORY_EVICT_BYTES_MIN, MEMORY_EVICT_SHARE, MEMORY_SLOTS
+from virgo.limits import MEMORY_EVICT_BYTES_MIN, MEMORY_EVICT_SHARE, MEMORY_SLOTS_ALL
 from virgo.memory import eviction, keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import Region
@@ -27,11 +27,60 @@ _pack_id = _U64.pack
 class OwnerBatch(Batch):
     """A batch of the node. Ids are those of regions."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("_emptied", "_store", "_touched")
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._store = store
+        self._touched: set[bytes] = set()  # keys that are kept elsewhere too
+        self._emptied = False  # whether all keys were forgotten before that
+
+    def close(self) -> Awaitable[None] | None:
+        """See `Batch.close`."""
+        super().close()
+        if not (self._touched or self._emptied):
+            return None
+        return self._store.keeper.note(self._touched, emptied=self._emptied)
+
+    def _touch(self, stored: bytes) -> None:
+        self._touched.add(stored)
+
+    def flush_keys(self) -> None:
+        """Forget all keys."""
+        super().flush_keys()
+        self._touched.clear()
+        self._emptied = True
+        self._store.copies.clear()
+
+    # --- second copies --------------------------------------------------------------------------
+
+    def held(self, slot: int) -> bool:
+        """Whether this node owns a slot of keys that are kept twice."""
+        return self._read().get(keyspace.SLOT_PREFIXES[slot], None, self._tables.held) is not None
+
+    def hold(self, slot: int, held: bool) -> None:
+        """Own such a slot, or own it no longer."""
+        if held:
+            self._put(self._tables.held, keyspace.SLOT_PREFIXES[slot], b"")
+        else:
+            self._delete(self._tables.held, keyspace.SLOT_PREFIXES[slot])
+
+    def held_slots(self) -> set[int]:
+        """All that it owns."""
+        return {prefix[0] << 8 | prefix[1] for prefix in self._keys_from(self._tables.held, b"\0")}
+
+    def in_slot(self, slot: int) -> list[bytes]:
+        """The stored keys of one slot."""
+        found = []
+        for stored in self.with_prefix(b"", slot):
+            if stored[0] << 8 | stored[1] != slot:
+                break
+            found.append(stored)
+        return found
+
+    def count_keys(self) -> int:
+        """Keys that count here: without the second copies of others'."""
+        return super().count_keys() - sum(self._store.copies.values())
 
     # --- room and serials -----------------------------------------------------------------------
 
@@ -59,17 +108,26 @@ class OwnerBatch(Batch):
         self._state = self._state._replace(serial=serial)
         return serial
 
-    def _evict(self, need_bytes: int) -> bool:
-        prefixes = eviction.prefixes(
-            [name for name, space in self.spaces() if space.cache], evicts=self._state.evicts
-        )
+    def _evict(self, need_bytes: int, keep: bytes = b"") -> bool:
+        prefixes = self._prefixes()
         spare = max(MEMORY_EVICT_BYTES_MIN, int(self._state.capacity_bytes * MEMORY_EVICT_SHARE))
         while prefixes and self._room < need_bytes + spare:
-            gained = self._store.evictor.make_room(self, prefixes, need_bytes + spare - max(0, self._room))
+            lacking = need_bytes + spare - max(0, self._room)
+            gained = self._store.evictor.make_room(self, prefixes, lacking, keep)
             self._measure()  # pages are what counts, and one that is half empty is still there
             if not gained:
                 break
         return self._room >= need_bytes
+
+    def evictable_bytes(self) -> int:
+        """About how much could be made free."""
+        prefixes = self._prefixes()
+        return int(eviction.share(self, prefixes) * self._tables.keys_bytes()) if prefixes else 0
+
+    def _prefixes(self) -> list[bytes]:
+        """Of the keys that may be evicted."""
+        caches = [name for name, space in self.spaces() if space.cache] if self._state.spaces else []
+        return eviction.prefixes(caches, evicts=self._state.evicts)
 
     # --- namespaces ------------------------------------------------------------------------
 
@@ -109,7 +167,7 @@ class OwnerBatch(Batch):
         """
         space = self.writing().space(name)
         if space is None:
-            return MEMORY_SLOTS, 0
+            return MEMORY_SLOTS_ALL, 0
         slot, dead = self._generations(name, slot, count, lambda found: found != space.generation)
         for stored, _ in dead:
             self.delete_key(stored)
@@ -148,9 +206,11 @@ class OwnerBatch(Batch):
     def scan(
         self, slot: int, count: int, matches: Callable[[bytes], object] | None, prefix: bytes = b""
     ) -> tuple[int, list[bytes]]:
-        """As any batch does, without the keys of dropped namespaces."""
+        """As any batch does, without the keys of dropped namespaces, and second copies of others' keys."""
         slot, keys = super().scan(slot, count, matches, prefix)
-        unswept = self._store.unswept
+        unswept, copies = self._store.unswept, self._store.copies
+        if copies:
+            keys = [key for key in keys if keyspace.slot_of(key) not in copies]
         return slot, [key for key in keys if self._seen(key, unswept)] if unswept else keys
 
     def _seen(self, key: bytes, unswept: set[bytes]) -> bool:

@@ -159,12 +159,17 @@ def near_client() -> MemoryClient:
 class _Near:
     """What a region needs of a `MemoryClient`, through the process's connection of the moment."""
 
-    _known: tuple[Runner, MemoryClient] | None = None
+    known: tuple[Runner, MemoryClient] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        runner = near.connection()
-        from virgo.memory.client import MemoryClient
+        return getattr(client_near(), name)
 
-        if _Near._known is None or _Near._known[0] is not runner:
-            _Near._known = runner, MemoryClient(runner)  # which may map the node's store: once is enough
-        return getattr(_Near._known[1], name)
+
+def client_near() -> MemoryClient:
+    """The process's client of the moment."""
+    from virgo.memory.client import MemoryClient
+
+    runner = near.connection()
+    if _Near.known is None or _Near.known[0] is not runner:
+        _Near.known = runner, MemoryClient(runner)  # which may map the node's store: once is enough
+    return _Near.known[1]

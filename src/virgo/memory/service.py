@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,10 +26,13 @@ from virgo.limits import (
 from virgo.members import Load
 from virgo.memory import core, keyspace
 from virgo.memory.chunks import Chunks
+from virgo.memory.durable import Disk, directory_of
 from virgo.memory.entries import now_ms
 from virgo.memory.guard import Guard
+from virgo.memory.keeper import Keeper
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
+from virgo.memory.mirrors import Mirrors
 from virgo.memory.namespaces import Namespaces
 from virgo.memory.regions import Regions
 from virgo.memory.shared import Shared
@@ -39,6 +43,8 @@ from virgo.memory.transactions import Transactions
 from virgo.module import NodeServices
 from virgo.wire.commands import Command
 from virgo.wire.session import Session
+
+log = logging.getLogger("virgo.memory")
 
 
 class MemoryModule:
@@ -87,20 +93,42 @@ class MemoryModule:
         self._spread = Spread(self._node, self._store, self._chunks)
         self._shared = shared = Shared(self._node, self._store, self._capacity())
         self._regions = Regions(self._node, self._store, self._spread, shared)
+        self._mirrors = Mirrors(self._node, self._store, self._slots)
+        self._keep(self._store)
         self._keys = Keys(self._node, self._store, self._slots)
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
         self._namespaces = Namespaces(self._node, self._store)
         await self._namespaces.start()
+        await self._mirrors.start()
+        self._node.spawn(self._mirrors.follow(), name="follow mirrors")
         self._node.spawn(self._namespaces.follow(), name="follow namespaces")
         self._node.spawn(self._namespaces.sweep(), name="sweep namespaces")
         self._node.spawn(self._expire(), name="expire keys")
         self._node.spawn(self._tidy(), name="tidy the store")
 
+    def _keep(self, store: Store) -> None:
+        """Know where keys are kept that are kept more safely, and put back those of a disk that are lost."""
+
+        def disk() -> Disk:
+            made = Disk(store)
+            self._node.spawn(made.run(), name="write durable keys")
+            return made
+
+        store.keeper = Keeper(disk, self._mirrors.sinks)
+        if directory_of(store.directory).exists():
+            found = disk()
+            store.keeper.disk = found
+            lacking = found.restore()
+            if lacking:
+                log.warning("%d durable keys that the pool had lost are back", lacking)
+
     async def stop(self) -> None:
         """Write everything to disk and close."""
         store, self._store = self._store, None
         if store is not None:
+            if isinstance(store.keeper.disk, Disk):
+                await asyncio.to_thread(store.keeper.disk.close)
             await asyncio.to_thread(store.flush)
             if self._shared is not None:
                 self._shared.flush()
@@ -114,6 +142,7 @@ class MemoryModule:
             *self._keys.commands(),
             *self._listing.commands(),
             *self._namespaces.commands(),
+            *self._mirrors.commands(),
             *self._transactions.commands(),
             *self._chunks.commands(),
             Command(
@@ -133,9 +162,10 @@ class MemoryModule:
             **self.store.stats(),
             **self.shared.stats(),
             "slots_known": self._slots.assigned(),
-            "slots_here": self._slots.table.count(self._node.number),
+            "slots_here": self._slots.owned(),
             "chunks_swept": self._chunks.swept,
             "keys_swept": self._namespaces.swept,
+            **self._mirrors.stats(),
             "keys_evicted": self.store.evictor.evicted,
             "writers_helped": self._guard.helped,
             "writers_killed": self._guard.killed,

@@ -60,6 +60,23 @@ class Declared(msgspec.Struct, frozen=True, array_like=True):
     cache: bool = False
 
 
+class SpaceInfo(msgspec.Struct, frozen=True):
+    """A namespace, and what one node holds of it.
+
+    Attributes:
+        generation: how often it was dropped, and one more.
+        cache: whether its keys may be evicted.
+        keys: of this node; None where they were not counted.
+        key_bytes: of these keys and their values.
+    """
+
+    name: str
+    generation: int
+    cache: bool
+    keys: int | None = None
+    key_bytes: int | None = None
+
+
 Table = dict[bytes, Declared]
 
 
@@ -109,6 +126,6 @@ def drop(table: Mapping[bytes, Declared], name: bytes) -> Table:
 def learn(old: Space | None, new: Declared, *, has_keys: bool) -> Space:
     """What a node knows of a namespace once it has heard of `new`; `has_keys` of one it did not know."""
     if old is None:
-        return Space(new.generation, new.cache, mixed=has_keys)
+        return Space(new.generation, new.cache, mixed=has_keys, unswept=has_keys and new.generation > 1)
     dropped = new.generation != old.generation
     return Space(new.generation, new.cache, old.mixed, old.unswept or dropped)

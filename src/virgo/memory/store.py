@@ -27,6 +27,7 @@ from virgo.errors import Busy, VirgoError
 from virgo.limits import MEMORY_READERS_MAX, MEMORY_SERIALS_BLOCK
 from virgo.memory import core
 from virgo.memory.eviction import Evictor
+from virgo.memory.keeper import Keeper
 from virgo.memory.life import LifeFile, boot_id
 from virgo.memory.owner import OwnerBatch
 from virgo.memory.sketch import Sketch
@@ -55,6 +56,8 @@ class Store(Tables):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
         self.unswept: set[bytes] = set()  # namespaces of which dropped keys may still be here
+        self.copies: dict[int, int] = {}  # by slot, how many keys are here as second copies of another's
+        self.keeper = Keeper()
         self._owner = self._own()
         try:
             self._life = self._begin_life()
@@ -202,6 +205,11 @@ class Store(Tables):
         """Make sure on disk that no later life gives this serial again."""
         if serial > self._life.life.serial_ceiling:
             self._life.change(serial_ceiling=serial + MEMORY_SERIALS_BLOCK)
+
+    def room_bytes(self) -> int:
+        """As `Tables` say, and what could be evicted."""
+        with self.batching() as batch:
+            return super().room_bytes() + batch.evictable_bytes()
 
     # --- figures ------------------------------------------------------------------------------
 

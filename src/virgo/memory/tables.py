@@ -19,7 +19,7 @@ from virgo.errors import BadArgument, DiskFull, FileRefused, PoolFull, VirgoErro
 from virgo.limits import MiB
 from virgo.memory.sketch import Sketch
 
-DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due", "gone", "spaces", "claims")
+DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due", "gone", "spaces", "claims", "held")
 FORMAT = 2  # of all that is kept; a change of it empties the pool
 STATE, IDENTITY = b"state", b"identity"
 _STATE = struct.Struct("<QQQ?I?")
@@ -67,7 +67,7 @@ class Tables:
         map_bytes: its address space.
 
     Attributes:
-        regions, data, chunks, reserved, keys, due, gone, spaces, claims: the databases.
+        regions, data, chunks, reserved, keys, due, gone, spaces, claims, held: the databases.
         state: as last written or read here.
         untold: whether the next change has to write the state.
         pressed: whether room may have run out; see `age`.
@@ -81,7 +81,7 @@ class Tables:
         self.map_bytes = map_bytes
         databases = [env.open_db(name.encode()) for name in DATABASES]
         self.regions, self.data, self.chunks, self.reserved, self.keys, self.due = databases[:6]
-        self.gone, self.spaces, self.claims = databases[6:]
+        self.gone, self.spaces, self.claims, self.held = databases[6:]
         self.state = State()
         self.untold = False
         self.broken = ""
