@@ -39,10 +39,11 @@ _STATE: Final = struct.Struct("<QQQQ")  # see State
 _REDO: Final = struct.Struct("<QQQQ")  # offset, count, from where on zeros are before it, length afterwards
 _FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
 _LOCKS_AT: Final = 1 << 62  # behind every file
-# Who reads or writes passes the gate, so that readers that never end do not keep out a writer; who writes in
-# place has the lease alone, who writes otherwise shares it for as long as that takes.
+# Who reads or writes waits for the content in the gate, so that others that come again and again do not keep
+# him out; who writes in place has the lease alone, who writes otherwise shares it for as long as that takes.
 _GATE, _CONTENT, _LEASE = range(3)
-_POLL_S_MIN, _POLL_S_MAX = 0.00002, 0.002
+_POLL_S_MIN = 0.00002
+_CONTENT_POLL_S_MAX, _LEASE_POLL_S_MAX = 0.0002, 0.002  # whoever came first must not look more seldom
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 _HINT: Final = "Make room there, or set memory.shared_directory to a place that has some."
 
@@ -259,13 +260,12 @@ class Segment:
                 if time.monotonic() > (deadline if _leased(descriptor) else patience):
                     raise self._busy(descriptor)
                 time.sleep(delay)
-                delay = min(delay * 2, _POLL_S_MAX)
+                delay = min(delay * 2, _LEASE_POLL_S_MAX)
             self._enter(descriptor, fcntl.F_WRLCK)
             state = self._settled(descriptor)
             _fill(descriptor, state.length, state.used)
             self._change(descriptor, state.after(self.size)._replace(holder=os.getpid()))
-            for lock in (_CONTENT, _GATE):
-                _lock(descriptor, lock, fcntl.F_UNLCK)
+            _lock(descriptor, _CONTENT, fcntl.F_UNLCK)
         except OSError as error:
             shut(descriptor)
             raise refused(self.path, error) from error
@@ -288,10 +288,9 @@ class Segment:
                         hint="Is one stopped (Ctrl-Z)? Let it go on; or kill it, and others finish its work.",
                     )
                 time.sleep(delay)
-                delay = min(delay * 2, _POLL_S_MAX)
-        if kind == fcntl.F_RDLCK:
-            _lock(descriptor, _GATE, fcntl.F_UNLCK)
-        elif not os.fstat(descriptor).st_nlink:
+                delay = min(delay * 2, _CONTENT_POLL_S_MAX)
+        _lock(descriptor, _GATE, fcntl.F_UNLCK)
+        if kind == fcntl.F_WRLCK and not os.fstat(descriptor).st_nlink:
             raise NotRunning(f"{self.path} was removed")
 
     def _state(self, descriptor: int) -> State:
