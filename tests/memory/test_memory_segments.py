@@ -360,6 +360,21 @@ def test_children_forked_during_writes_keep_nobody_out(segment: Segment) -> None
             os.waitpid(child, 0)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="becoming another user needs root")
+def test_another_user_does_not_get_at_it(segment: Segment) -> None:
+    """What is not ours to open is for the node to decide."""
+    segment.write(b"private")
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        try:
+            segment.read()
+        except NotRunning:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 def test_who_has_it_mapped_keeps_the_pages(segment: Segment) -> None:
     """Removed under a mapping and a view, it is still there for these, and for nobody else."""
     memory = segment.map(write=True)

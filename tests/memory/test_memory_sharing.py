@@ -205,9 +205,11 @@ def test_what_a_killed_writer_left_is_finished(tmp_path: Path) -> None:
 
 
 def test_what_the_machine_has_lost_is_forgotten_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a reboot the pool may be there, and shared memory not: the regions are gone, with a word."""
+
+    monkeypatch.setattr("virgo.memory.shelf.is_memory", lambda _path: True)
 
     async def test(nodes: Pools) -> None:
         plain = await nodes[1].run("VIRGO_MALLOC", 100)
@@ -232,6 +234,29 @@ def test_what_the_machine_has_lost_is_forgotten_and_said(
         assert nodes[1].stats()["declared_bytes"] == 100
         shutil.rmtree(shelf(nodes))
         await nodes[1].run("VIRGO_MALLOC", 5000, "SHARED")
+
+    run(tmp_path, test)
+
+
+def test_a_disk_that_is_out_of_reach_loses_nothing(tmp_path: Path) -> None:
+    """While it is not mounted its regions say so; when it is again they are there."""
+
+    async def test(nodes: Pools) -> None:
+        identifier = await nodes[1].run("VIRGO_MALLOC", 5000, "SHARED")
+        await nodes[1].run("VIRGO_SET", identifier, b"kept")
+        place, away = shelf(nodes), tmp_path / "away"
+        for restart in (False, True):
+            place.rename(away)
+            if restart:
+                await nodes[1].stop()
+                await nodes[1].start()
+            await nodes[1].module.shared.tidy()
+            with pytest.raises(UnknownId, match="gone"):
+                await nodes[2].run("VIRGO_GET", identifier)
+            if place.exists():
+                shutil.rmtree(place)
+            away.rename(place)
+            assert await nodes[2].run("VIRGO_GET", identifier) == b"kept"
 
     run(tmp_path, test)
 
@@ -280,7 +305,7 @@ def test_directories_of_pools_that_are_gone_are_removed(tmp_path: Path) -> None:
     shutil.rmtree(stores[0])
     moved = stores[1].rename(tmp_path / "moved")
     again = Shelf(moved, f"{1:032x}", str(base), MiB)
-    assert again.names() == [name(7)] and not again.new
+    assert again.names() == [name(7)] and not again.emptied
     assert sorted(path.name for path in home.iterdir()) == [f"{1:032x}", f"{2:032x}"]
 
 
@@ -292,7 +317,7 @@ def test_a_copy_of_a_pool_gets_a_directory_of_its_own(tmp_path: Path) -> None:
     (first.path / name(7)).write_bytes(b"segment")
     shutil.copytree(store, tmp_path / "copy", symlinks=True)
     copy = Shelf(tmp_path / "copy", "1" * 32, str(tmp_path), MiB)
-    assert copy.path != first.path and copy.new and copy.names() == []
+    assert copy.path != first.path and copy.names() == []
     assert Shelf(store, "1" * 32, str(tmp_path), MiB).names() == [name(7)]
     assert Shelf(tmp_path / "copy", "1" * 32, str(tmp_path), MiB).path == copy.path
 

@@ -59,6 +59,8 @@ class Nearby:
         try:
             return work(segment)
         except NotRunning:  # freed, or it cannot be written from here
+            if not segment.exists():
+                self.forget(identifier)
             return otherwise
 
 

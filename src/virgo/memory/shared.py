@@ -2,7 +2,8 @@
 
 The record is what counts. A region is made file first and freed record first, so that a node that is killed
 in between leaves a file that nobody knows, never a record without its bytes; such files are swept at the
-start and now and then. A region whose file is gone, after a reboot for one, is forgotten, and the log tells.
+start and now and then. A region whose file is gone with the machine's memory, after a reboot for one, is
+forgotten, and the log tells; while a disk is only out of reach its regions are kept.
 
 Reads and writes of other machines, and over the wire, are done here on the file, in threads: they may wait.
 """
@@ -50,7 +51,7 @@ class Shared:
         self.swept = self.lost = 0
         configured = node.config.memory.shared_directory
         self._shelf = Shelf(store.directory, store.identity, configured, capacity_bytes)
-        if self._shelf.new:
+        if self._shelf.emptied:
             self._forget_lost()
         for identifier, total, _name in self._sweep(self._shelf.names()):
             self._known[identifier] = total
@@ -210,7 +211,7 @@ class Shared:
             if region is not None:
                 await asyncio.to_thread(self._finish, self._segment(identifier, region.size))
         for identifier in self._known.keys() - {identifier for identifier, _total, _name in found}:
-            region = self._region(identifier)
+            region = self._region(identifier) if self._shelf.in_memory else None
             if region is not None and not self._segment(identifier, region.size).exists():
                 self._forget(identifier, region)
         self._count()

@@ -35,8 +35,8 @@ class Shelf:
 
     Attributes:
         path: of the directory.
-        new: whether it was made just now, so that nothing of an earlier life can be in it.
-        in_memory: whether its files take memory at once.
+        emptied: whether what an earlier life had in it is gone for good, with the machine's memory. Files on a
+            disk may only be out of reach: it is mounted again some day.
 
     Raises:
         BadConfig: `memory.shared_directory` cannot be used. FileRefused: nor can any other place.
@@ -44,8 +44,8 @@ class Shelf:
 
     def __init__(self, store: Path, identity: str, configured: str, capacity_bytes: int) -> None:
         self._store = store
-        self.new = False
-        earlier = self._earlier()
+        before = self._before()
+        earlier = self._earlier(before)
         wanted = self._wanted(identity, configured, capacity_bytes)
         if earlier not in (None, wanted) and earlier.name.startswith(identity) and _occupied(earlier):
             log.warning("shared regions stay in %s until they are freed, and so do new ones", earlier)
@@ -53,8 +53,7 @@ class Shelf:
         elif earlier is not None and earlier != wanted:
             shutil.rmtree(earlier, ignore_errors=True)  # if it stays it is a stray
         self.path = wanted
-        self.make()
-        self.in_memory = _is_memory(wanted)
+        self.emptied = self.make() and (before is None or is_memory(before))
         for stray in _strays(wanted):
             log.warning("%s belongs to no pool any more, and is removed", stray)
             shutil.rmtree(stray, ignore_errors=True)
@@ -62,10 +61,21 @@ class Shelf:
     def __repr__(self) -> str:
         return f"<Shelf {self.path}>"
 
-    def _earlier(self) -> Path | None:
-        """Where the segments were when the store was last open, here or where it was moved from."""
+    @property
+    def in_memory(self) -> bool:
+        """Whether its files take memory at once, and are gone with it."""
+        return is_memory(self.path)
+
+    def _before(self) -> Path | None:
+        """Where the segments of the store were, if it ever had any."""
+        link = self._store / _LINK
+        return link.readlink() if link.is_symlink() else None
+
+    def _earlier(self, found: Path | None) -> Path | None:
+        """That, if they are there: here, or where the store was moved from."""
+        if found is None:
+            return None
         with contextlib.suppress(OSError):
-            found = (self._store / _LINK).readlink()
             owner = (found / _BACK).readlink()
             if owner == self._store:
                 return found
@@ -84,7 +94,7 @@ class Shelf:
                     hint=f"{SHARED_MEMORY} for example, or leave it out.",
                 )
             return self._free_name(_own(base, f"virgo-{os.geteuid()}"), identity)
-        if _is_memory(SHARED_MEMORY) and _total_bytes(SHARED_MEMORY) >= capacity_bytes // _POOL_SHARE:
+        if is_memory(SHARED_MEMORY) and _total_bytes(SHARED_MEMORY) >= capacity_bytes // _POOL_SHARE:
             try:
                 return self._free_name(_own(SHARED_MEMORY, f"virgo-{os.geteuid()}"), identity)
             except BadConfig as error:
@@ -98,20 +108,21 @@ class Shelf:
             return path
         return base / f"{identity}-{crc32(bytes(self._store)):08x}"
 
-    def make(self) -> None:
-        """Make it, if it is not there."""
+    def make(self) -> bool:
+        """Make it, if it is not there; whether it was not."""
         link = self._store / _LINK
         try:
             if not _leads(link, self.path):
                 link.unlink(missing_ok=True)
                 link.symlink_to(self.path)
-            if not self.path.is_dir():
+            new = not self.path.is_dir()
+            if new:
                 self.path.mkdir(mode=0o700)
-                self.new = True
             if not (self.path / _BACK).is_symlink():
                 (self.path / _BACK).symlink_to(self._store)
         except OSError as error:
             raise refused(str(self.path), error) from error
+        return new
 
     def names(self) -> list[str]:
         """The files in it."""
@@ -147,7 +158,7 @@ def _leads(link: Path, target: Path) -> bool:
     return link.is_symlink() and link.readlink() == target
 
 
-def _is_memory(path: Path) -> bool:
+def is_memory(path: Path) -> bool:
     """Whether files there are in memory: on a tmpfs."""
     found, kind = -1, ""
     real = path.resolve()
