@@ -35,8 +35,8 @@ class Shelf:
 
     Attributes:
         path: of the directory.
-        emptied: whether what an earlier life had in it is gone for good, with the machine's memory. Files on a
-            disk may only be out of reach: it is mounted again some day.
+        emptied: whether what an earlier life had in it is gone for good, with the machine's memory. Files on
+            a disk may only be out of reach: it is mounted again some day.
 
     Raises:
         BadConfig: `memory.shared_directory` cannot be used. FileRefused: nor can any other place.
