@@ -131,7 +131,7 @@ class MemoryModule:
                 await asyncio.to_thread(store.keeper.disk.close)
             await asyncio.to_thread(store.flush)
             if self._shared is not None:
-                self._shared.flush()
+                self._shared.close()
             self._guard.stop()
             store.close()
 

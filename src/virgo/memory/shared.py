@@ -252,8 +252,9 @@ class Shared:
         self.lost += 1
         self._known.pop(identifier, None)
 
-    def flush(self) -> None:
+    def close(self) -> None:
         """Have all of it on disk, if it lies on one: takes as long as the disk does."""
+        self._shelf.leave()
         if not self._shelf.in_memory:
             for identifier in list(self._known):
                 region = self._region(identifier)

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import stat
+import threading
 from pathlib import Path
 from typing import Final
 from zlib import crc32
@@ -31,7 +32,7 @@ _LINK, _BACK = "segments", "store"
 
 
 class Shelf:
-    """The directory of one store's segments, made if need be.
+    """The directory of one store's segments: `make` makes it, `leave` removes it once it is empty.
 
     Attributes:
         path: of the directory.
@@ -39,22 +40,24 @@ class Shelf:
             a disk may only be out of reach: it is mounted again some day.
 
     Raises:
-        BadConfig: `memory.shared_directory` cannot be used. FileRefused: nor can any other place.
+        BadConfig: `memory.shared_directory` cannot be used.
     """
 
     def __init__(self, store: Path, identity: str, configured: str, capacity_bytes: int) -> None:
         self._store = store
+        self._mutex = threading.Lock()
         before = self._before()
         earlier = self._earlier(before)
-        wanted = self._wanted(identity, configured, capacity_bytes)
-        if earlier not in (None, wanted) and earlier.name.startswith(identity) and _occupied(earlier):
-            log.warning("shared regions stay in %s until they are freed, and so do new ones", earlier)
-            wanted = earlier
-        elif earlier is not None and earlier != wanted:
-            shutil.rmtree(earlier, ignore_errors=True)  # if it stays it is a stray
-        self.path = wanted
-        self.emptied = self.make() and (before is None or is_memory(before))
-        for stray in _strays(wanted):
+        self._home = _home(configured, capacity_bytes) or store / "shared"
+        self.path = self._free_name(identity)
+        self.emptied = before is not None and earlier is None and (is_memory(before) or before.exists())
+        if earlier is not None and earlier != self.path:
+            if earlier.name.startswith(identity) and _occupied(earlier):
+                log.warning("shared regions stay in %s until they are freed, and so do new ones", earlier)
+                self.path, self._home = earlier, earlier.parent
+            else:
+                shutil.rmtree(earlier, ignore_errors=True)  # if it stays it is a stray
+        for stray in _strays(self.path):
             log.warning("%s belongs to no pool any more, and is removed", stray)
             shutil.rmtree(stray, ignore_errors=True)
 
@@ -67,7 +70,7 @@ class Shelf:
         return is_memory(self.path)
 
     def _before(self) -> Path | None:
-        """Where the segments of the store were, if it ever had any."""
+        """Where the segments of the store were, if it has any."""
         link = self._store / _LINK
         return link.readlink() if link.is_symlink() else None
 
@@ -85,44 +88,40 @@ class Shelf:
                 return found
         return None
 
-    def _wanted(self, identity: str, configured: str, capacity_bytes: int) -> Path:
-        if configured:
-            base = Path(configured).expanduser()
-            if not base.is_absolute():
-                raise BadConfig(
-                    f"memory.shared_directory is {configured!r}, but must be an absolute path",
-                    hint=f"{SHARED_MEMORY} for example, or leave it out.",
-                )
-            return self._free_name(_own(base, f"virgo-{os.geteuid()}"), identity)
-        if is_memory(SHARED_MEMORY) and _total_bytes(SHARED_MEMORY) >= capacity_bytes // _POOL_SHARE:
-            try:
-                return self._free_name(_own(SHARED_MEMORY, f"virgo-{os.geteuid()}"), identity)
-            except BadConfig as error:
-                log.warning("shared regions lie on the disk, since %s", error.message)
-        return self._free_name(_own(self._store, "shared"), identity)
-
-    def _free_name(self, base: Path, identity: str) -> Path:
+    def _free_name(self, identity: str) -> Path:
         """The store's identity, unless the store that this one is a copy of has that."""
-        path = base / identity
+        path = self._home / identity
         if _leads(path / _BACK, self._store) or not (path / _BACK).is_symlink():
             return path
-        return base / f"{identity}-{crc32(bytes(self._store)):08x}"
+        return self._home / f"{identity}-{crc32(bytes(self._store)):08x}"
 
-    def make(self) -> bool:
-        """Make it, if it is not there; whether it was not."""
-        link = self._store / _LINK
+    def make(self) -> None:
+        """Make it, if it is not there. Raises BadConfig, DiskFull, FileRefused."""
         try:
-            if not _leads(link, self.path):
-                link.unlink(missing_ok=True)
-                link.symlink_to(self.path)
-            new = not self.path.is_dir()
-            if new:
-                self.path.mkdir(mode=0o700)
-            if not (self.path / _BACK).is_symlink():
-                (self.path / _BACK).symlink_to(self._store)
+            with self._mutex:
+                self._make(self._store / _LINK, self.path / _BACK)
         except OSError as error:
             raise refused(str(self.path), error) from error
-        return new
+
+    def _make(self, link: Path, back: Path) -> None:
+        self._home.mkdir(mode=0o700, exist_ok=True)
+        _check(self._home)
+        if not _leads(link, self.path):
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.path)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        if not back.is_symlink():
+            back.symlink_to(self._store)
+
+    def leave(self) -> None:
+        """Remove it, if nothing is in it."""
+        if not self.path.is_dir() or _occupied(self.path):
+            return
+        with contextlib.suppress(OSError):  # it is a stray then, at worst
+            (self._store / _LINK).unlink(missing_ok=True)
+            (self.path / _BACK).unlink(missing_ok=True)
+            self.path.rmdir()
+            self._home.rmdir()  # which fails while others use it
 
     def names(self) -> list[str]:
         """The files in it."""
@@ -134,23 +133,39 @@ class Shelf:
             raise FileRefused(f"{self.path}: {error.strerror}", hint="It must be the node's own.") from error
 
 
-def _own(base: Path, name: str) -> Path:
-    """A directory that only this user can enter: in a place like /dev/shm anybody may have made it first."""
-    path = base / name
+def _home(configured: str, capacity_bytes: int) -> Path | None:
+    """This user's directory in the place that is configured, or in shared memory; None if neither does."""
+    name = f"virgo-{os.geteuid()}"
+    if configured:
+        base = Path(configured).expanduser()
+        if not base.is_absolute() or not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
+            raise BadConfig(
+                f"memory.shared_directory is {configured!r}, but must be a directory that we may write to",
+                hint=f"An absolute path, {SHARED_MEMORY} for example; or leave it out.",
+            )
+        _check(base / name)
+        return base / name
+    if not is_memory(SHARED_MEMORY) or _total_bytes(SHARED_MEMORY) < capacity_bytes // _POOL_SHARE:
+        return None
     try:
-        path.mkdir(mode=0o700, exist_ok=True)
+        _check(SHARED_MEMORY / name)
+    except BadConfig as error:
+        log.warning("shared regions lie on the disk, since %s", error.message)
+        return None
+    return SHARED_MEMORY / name
+
+
+def _check(path: Path) -> None:
+    """Raise BadConfig if others can enter it: in a place like /dev/shm anybody may have made it first."""
+    try:
         found = path.lstat()
-    except OSError as error:
-        raise BadConfig(
-            f"{path} cannot be made: {error.strerror}",
-            hint="memory.shared_directory must be a directory in which the node's user may make one.",
-        ) from error
+    except FileNotFoundError:
+        return
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise BadConfig(
             f"{path} is not this user's alone",
             hint="Remove it, or make it a directory of yours with mode 700; it is not safe as it is.",
         )
-    return path
 
 
 def _leads(link: Path, target: Path) -> bool:
@@ -181,7 +196,9 @@ def _occupied(path: Path) -> bool:
 
 def _strays(own: Path) -> list[Path]:
     """Directories beside it whose store is gone or has another one by now."""
-    found = []
+    found: list[Path] = []
+    if not own.parent.is_dir():
+        return found
     for each in own.parent.iterdir():
         if each == own or each.is_symlink() or not each.is_dir():
             continue
