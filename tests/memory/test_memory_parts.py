@@ -110,16 +110,18 @@ class Parts(RuleBasedStateMachine):
             self.loop.run_until_complete(self.nodes[node].stop())
             self.loop.run_until_complete(self.nodes[node].start())
 
+    @rule(node=NODES, kind=st.sampled_from(list(KINDS)))
+    def get(self, node: int, kind: str) -> None:
+        assert self.run(node, "VIRGO_GET", self.ids[kind]) == self.values[kind]
+
     @invariant()
-    def nothing_is_torn_and_nothing_is_left(self) -> None:
-        for kind, identifier in self.ids.items():
-            assert self.run(1, "VIRGO_GET", identifier) == self.values[kind]
+    def no_chunk_is_left(self) -> None:
         if self.ids:
             assert self.nodes.total("chunks") <= -(-len(self.values["spread"]) // CHUNK)
 
 
 Parts.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestParts = Parts.TestCase
 

@@ -40,7 +40,7 @@ def shelf(nodes: Pools, number: int = 1) -> Path:
 
 def files(nodes: Pools, number: int = 1) -> set[str]:
     place = shelf(nodes, number)
-    return {path.name for path in place.iterdir()} - {"store"} if place.exists() else set()
+    return {path.name for path in place.iterdir()} - {"store", "mounts"} if place.exists() else set()
 
 
 def made(store: Path, identity: str, base: Path) -> Shelf:
@@ -310,6 +310,30 @@ def test_directories_of_pools_that_are_gone_are_removed(tmp_path: Path) -> None:
     again = made(moved, f"{1:032x}", base)
     assert again.names() == [name(7)] and not again.emptied
     assert sorted(path.name for path in home.iterdir()) == [f"{1:032x}", f"{2:032x}"]
+
+
+def test_directories_of_other_views_are_left_alone(tmp_path: Path) -> None:
+    """In a container that shares /dev/shm stores lie where we do not see them: their segments stay."""
+    store = tmp_path / "store"
+    store.mkdir()
+    there = made(store, "1" * 32, tmp_path)
+    (there.path / "mounts").unlink()
+    (there.path / "mounts").symlink_to("mnt:[1]")
+    shutil.rmtree(store)
+    (tmp_path / "other").mkdir()
+    made(tmp_path / "other", "2" * 32, tmp_path)
+    assert there.path.exists()
+
+
+def test_a_pool_by_another_name_is_the_same_one(tmp_path: Path) -> None:
+    """Reached through a link, a store has the segments that it had."""
+    store = tmp_path / "store"
+    store.mkdir()
+    first = made(store, "1" * 32, tmp_path)
+    (first.path / name(7)).write_bytes(b"segment")
+    (tmp_path / "link").symlink_to(store)
+    again = made(tmp_path / "link", "1" * 32, tmp_path)
+    assert again.path == first.path and again.names() == [name(7)] and not again.emptied
 
 
 def test_a_copy_of_a_pool_gets_a_directory_of_its_own(tmp_path: Path) -> None:

@@ -53,8 +53,12 @@ class Shared:
         self._shelf = Shelf(store.directory, store.identity, configured, capacity_bytes)
         if self._shelf.emptied:
             self._forget_lost()
-        for identifier, total, _name in self._sweep(self._shelf.names()):
-            self._known[identifier] = total
+        if self._shelf.names():
+            self._shelf.make()  # its links, if the store was moved
+        for identifier, size, name in self._sweep(self._shelf.names()):
+            self._known[identifier] = total_bytes(size)
+            if name.endswith(_REDO):
+                self._finish(self._segment(identifier, size))
         self._count()
 
     def __repr__(self) -> str:
@@ -206,18 +210,17 @@ class Shared:
         """Remove files that no region wants, finish what killed writers had begun, forget what is lost."""
         names = await asyncio.to_thread(self._shelf.names)
         found = self._sweep(names)
-        for identifier, _total, name in found:
-            region = self._region(identifier) if name.endswith(_REDO) else None
-            if region is not None:
-                await asyncio.to_thread(self._finish, self._segment(identifier, region.size))
-        for identifier in self._known.keys() - {identifier for identifier, _total, _name in found}:
+        for identifier, size, name in found:
+            if name.endswith(_REDO):
+                await asyncio.to_thread(self._finish, self._segment(identifier, size))
+        for identifier in self._known.keys() - {identifier for identifier, _size, _name in found}:
             region = self._region(identifier) if self._shelf.in_memory else None
             if region is not None and not self._segment(identifier, region.size).exists():
                 self._forget(identifier, region)
         self._count()
 
     def _sweep(self, names: list[str]) -> list[tuple[int, int, str]]:
-        """Remove what no region wants; returns id and bytes of the others, by file."""
+        """Remove what no region wants; of all other files returns id and size of the region, and name."""
         found = []
         for name in names:
             try:
@@ -226,7 +229,7 @@ class Shared:
                 continue  # not made by us
             region = self._region(identifier)
             if region is not None:
-                found.append((identifier, total_bytes(region.size), name))
+                found.append((identifier, region.size, name))
             elif identifier not in self._making:
                 self.swept += 1
                 self._segment(identifier, 1).remove()

@@ -3,8 +3,9 @@
 By default it is below /dev/shm, if that is large enough for a good part of the pool, else beside the store;
 the setting `memory.shared_directory` names another place. The store and the directory point to each other by
 symbolic links, `segments` and `store`, so that segments are found again whatever the setting says by then,
-and that a directory whose store was removed is known as nobody's, and goes. A copy of a store gets a
-directory of its own.
+and that a directory whose store was removed is known as nobody's, and goes. A third one, `mounts`, names the
+view of the file system in which that is so: in a container other stores are there, and none is judged from
+outside. A copy of a store gets a directory of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ log = logging.getLogger("virgo.memory")
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux has it
 _MOUNTS: Final = Path("/proc/self/mounts")
 _POOL_SHARE: Final = 4  # of the pool's bytes a quarter, for many a machine lets /dev/shm have half its memory
-_LINK, _BACK = "segments", "store"
+_LINK, _BACK, _VIEW = "segments", "store", "mounts"
+_OWN_VIEW: Final = Path("/proc/self/ns/mnt")
 
 
 class Shelf:
@@ -44,7 +46,7 @@ class Shelf:
     """
 
     def __init__(self, store: Path, identity: str, configured: str, capacity_bytes: int) -> None:
-        self._store = store
+        self._store = store.resolve()
         self._mutex = threading.Lock()
         before = self._before()
         earlier = self._earlier(before)
@@ -52,7 +54,7 @@ class Shelf:
         self.path = self._free_name(identity)
         self.emptied = before is not None and earlier is None and (is_memory(before) or before.exists())
         if earlier is not None and earlier != self.path:
-            if earlier.name.startswith(identity) and _occupied(earlier):
+            if earlier.name.startswith(identity) and _files(earlier):
                 log.warning("shared regions stay in %s until they are freed, and so do new ones", earlier)
                 self.path, self._home = earlier, earlier.parent
             else:
@@ -80,18 +82,19 @@ class Shelf:
             return None
         with contextlib.suppress(OSError):
             owner = (found / _BACK).readlink()
-            if owner == self._store:
-                return found
-            if not _leads(owner / _LINK, found):
-                (found / _BACK).unlink()
-                (found / _BACK).symlink_to(self._store)
+            if self._is(owner) or not _leads(owner / _LINK, found):
                 return found
         return None
+
+    def _is(self, owner: Path) -> bool:
+        """Whether that is the store, by this or another name."""
+        return owner == self._store or (owner.is_dir() and owner.samefile(self._store))
 
     def _free_name(self, identity: str) -> Path:
         """The store's identity, unless the store that this one is a copy of has that."""
         path = self._home / identity
-        if _leads(path / _BACK, self._store) or not (path / _BACK).is_symlink():
+        back = path / _BACK
+        if not back.is_symlink() or self._is(back.readlink()) or not _leads(back.readlink() / _LINK, path):
             return path
         return self._home / f"{identity}-{crc32(bytes(self._store)):08x}"
 
@@ -99,34 +102,33 @@ class Shelf:
         """Make it, if it is not there. Raises BadConfig, DiskFull, FileRefused."""
         try:
             with self._mutex:
-                self._make(self._store / _LINK, self.path / _BACK)
+                self._make()
         except OSError as error:
             raise refused(str(self.path), error) from error
 
-    def _make(self, link: Path, back: Path) -> None:
+    def _make(self) -> None:
         self._home.mkdir(mode=0o700, exist_ok=True)
         _check(self._home)
-        if not _leads(link, self.path):
-            link.unlink(missing_ok=True)
-            link.symlink_to(self.path)
+        _link(self._store / _LINK, self.path)
         self.path.mkdir(mode=0o700, exist_ok=True)
-        if not back.is_symlink():
-            back.symlink_to(self._store)
+        _link(self.path / _VIEW, _OWN_VIEW.readlink())
+        _link(self.path / _BACK, self._store)
 
     def leave(self) -> None:
         """Remove it, if nothing is in it."""
-        if not self.path.is_dir() or _occupied(self.path):
+        if not self.path.is_dir() or _files(self.path):
             return
         with contextlib.suppress(OSError):  # it is a stray then, at worst
             (self._store / _LINK).unlink(missing_ok=True)
-            (self.path / _BACK).unlink(missing_ok=True)
+            for link in (_BACK, _VIEW):
+                (self.path / link).unlink(missing_ok=True)
             self.path.rmdir()
             self._home.rmdir()  # which fails while others use it
 
     def names(self) -> list[str]:
         """The files in it."""
         try:
-            return [name for name in os.listdir(self.path) if name != _BACK]  # noqa: PTH208
+            return _files(self.path)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -168,6 +170,13 @@ def _check(path: Path) -> None:
         )
 
 
+def _link(link: Path, target: Path) -> None:
+    """Have a symbolic link lead there."""
+    if not _leads(link, target):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+
+
 def _leads(link: Path, target: Path) -> bool:
     """Whether it is a symbolic link that leads there."""
     return link.is_symlink() and link.readlink() == target
@@ -190,8 +199,8 @@ def _total_bytes(path: Path) -> int:
     return found.f_blocks * found.f_frsize
 
 
-def _occupied(path: Path) -> bool:
-    return any(name != _BACK for name in os.listdir(path))  # noqa: PTH208
+def _files(path: Path) -> list[str]:
+    return [name for name in os.listdir(path) if name not in (_BACK, _VIEW)]  # noqa: PTH208
 
 
 def _strays(own: Path) -> list[Path]:
@@ -203,7 +212,8 @@ def _strays(own: Path) -> list[Path]:
         if each == own or each.is_symlink() or not each.is_dir():
             continue
         try:
-            stray = not _leads((each / _BACK).readlink() / _LINK, each)
+            seen = _leads(each / _VIEW, _OWN_VIEW.readlink())
+            stray = seen and not _leads((each / _BACK).readlink() / _LINK, each)
         except FileNotFoundError:  # in the making, or left there by who was killed at it
             stray = wall_ms() / 1000 - each.stat().st_mtime > MEMORY_SEGMENTS_STRAY_S
         except OSError:  # not to be looked at, and so not ours to judge
