@@ -348,6 +348,13 @@ def test_views_of_regions(cloud: Cloud) -> None:
                 array = np.frombuffer(view, "u1")
             assert array[0] == kept[0] == ord("H")  # they are not left dangling
             region.set(b"the lease is free all the same")
+    with memory.malloc(5000) as plain:
+        plain.set(b"hello")
+        with plain.view() as view:
+            plain.set(b"other")
+            assert bytes(view) == b"hello" and plain.get() == b"other"
+        with pytest.raises(ValueError, match="released"):
+            bytes(view)
     with memory.malloc(MEMORY_CHUNK_BYTES + 1) as spread:
         spread.write(b"x", MEMORY_CHUNK_BYTES)
         with spread.view() as view:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virgo.errors import NotRunning
@@ -21,11 +22,12 @@ from virgo.memory import calls
 from virgo.memory.amapping import AsyncKeyMapping, AsyncNamespace, AsyncReach
 from virgo.memory.aregion import AsyncRegion
 from virgo.memory.calls import Data, Key, RegionInfo
+from virgo.memory.keeping import checked
 from virgo.memory.leases import Nearby, View, descriptor_of, load_arrays, not_near
 from virgo.memory.mapped import MISSING
 from virgo.memory.segments import Segment
 from virgo.memory.spaces import SpaceInfo
-from virgo.wire.call import AsyncRunner, Call
+from virgo.wire.call import AsyncRunner, Call, whole
 
 __all__ = ["AsyncMemoryClient", "AsyncNamespace", "AsyncRegion"]
 
@@ -63,8 +65,14 @@ class AsyncMemoryClient(AsyncKeyMapping):
         info = await self._reach.run(calls.segment(identifier))
         return None if info is None else self._near.learn(info)
 
-    async def view_region(self, identifier: int, *, write: bool = False, timeout_s: float = 0.0) -> View:
+    async def view_region(
+        self, identifier: int, *, write: bool = False, timeout_s: float = 0.0
+    ) -> AbstractContextManager[memoryview]:
         """A region's bytes, without a copy where that is possible; see `Region.view`."""
+        local = self._reach.local or await self._reach.attach()
+        held = None if local is None or write else local.view_region(whole(identifier, "the id"))
+        if held is not None:
+            return held
         segment = await self.segment(identifier)
         if segment is None and write:
             raise not_near(identifier, "writing in place")
@@ -162,9 +170,11 @@ class AsyncMemoryClient(AsyncKeyMapping):
 
     # --- keys ---------------------------------------------------------------------------------
 
-    async def namespace(self, name: Key, *, cache: bool | None = None) -> AsyncNamespace:
+    async def namespace(
+        self, name: Key, *, cache: bool | None = None, copies: int = 1, durable: bool = False
+    ) -> AsyncNamespace:
         """Declare a namespace, and get its keys as a mapping; see `MemoryClient.namespace`."""
-        raw = calls.encode_key(name)
+        raw = checked(copies, durable).mark + calls.encode_key(name)
         await self._reach.run(calls.declare_space(raw, cache))
         return AsyncNamespace(self._reach, raw)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from virgo.memory.calls import Data, RegionInfo
 
 if TYPE_CHECKING:
     from virgo.memory.aclient import AsyncMemoryClient
-    from virgo.memory.leases import View
 
 
 class AsyncRegion:
@@ -102,7 +102,7 @@ class AsyncView:
         self._id = identifier
         self._write = write
         self._timeout_s = timeout_s
-        self._view: View | None = None
+        self._view: AbstractContextManager[memoryview] | None = None
 
     def __repr__(self) -> str:
         return f"<AsyncView of region {self._id:#x}>"

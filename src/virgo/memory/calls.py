@@ -15,7 +15,7 @@ from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import changed
 from virgo.memory.keeping import OPENING
-from virgo.memory.mapped import MISSING, open_mapped
+from virgo.memory.mapped import MISSING, Held, open_mapped
 from virgo.memory.segments import Segment
 from virgo.memory.spaces import SpaceInfo
 from virgo.memory.verbs import Verb
@@ -332,7 +332,7 @@ class Local:
         NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
     """
 
-    __slots__ = ("_change", "_data", "_holds", "_key", "_number", "_part", "_table")
+    __slots__ = ("_change", "_data", "_holds", "_key", "_number", "_part", "_table", "_view", "_view_data")
 
     def __init__(self, info: LocalInfo, table: list[int]) -> None:
         self._number = info.number
@@ -342,6 +342,8 @@ class Local:
         self._data = mapped.data
         self._part = mapped.part
         self._holds = mapped.holds
+        self._view = mapped.view
+        self._view_data = mapped.view_data
         self._change = mapped.change if info.writable and mapped.writable else None
 
     def __repr__(self) -> str:
@@ -354,6 +356,13 @@ class Local:
             return MISSING
         found = self._key(keyspace.SLOT_PREFIXES[slot] + key)
         return found if slot < MEMORY_SLOTS or self._holds(slot) else MISSING
+
+    def view(self, key: bytes) -> Held | None:
+        """A key's value where it lies; None if it is to be had otherwise."""
+        slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
+        if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX or slot >= MEMORY_SLOTS:
+            return None
+        return self._view(keyspace.SLOT_PREFIXES[slot] + key)
 
     def put(self, key: bytes, value: bytes) -> bool:
         """Set a key that does not expire; False if the node is to be asked."""
@@ -407,6 +416,10 @@ class Local:
             return MISSING
         found = self._data(identifier)
         return MISSING if found is None else found
+
+    def view_region(self, identifier: int) -> Held | None:
+        """A plain region's value where it lies; None if it is to be fetched."""
+        return self._view_data(identifier) if identifier >> SERIAL_BITS == self._number else None
 
     def read_region(self, identifier: int, offset: int, size: int | None) -> Any:
         """A part of a plain region's value; MISSING if the node is to be asked."""

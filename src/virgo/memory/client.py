@@ -13,11 +13,13 @@ hits and misses. Everything else goes through the node.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virgo.errors import NotRunning
 from virgo.memory import calls
 from virgo.memory.calls import Data, Key, RegionInfo, Versioned
+from virgo.memory.keeping import checked
 from virgo.memory.leases import Nearby, View, descriptor_of, load_arrays, not_near
 from virgo.memory.mapped import MISSING
 from virgo.memory.mapping import KeyMapping, Namespace
@@ -78,13 +80,24 @@ class MemoryClient(KeyMapping):
         info = self._reach.run(calls.segment(identifier))
         return None if info is None else self._near.learn(info)
 
-    def view_region(self, identifier: int, *, write: bool = False, timeout_s: float = 0.0) -> View:
+    def view_region(
+        self, identifier: int, *, write: bool = False, timeout_s: float = 0.0
+    ) -> AbstractContextManager[memoryview]:
         """A region's bytes, without a copy where that is possible; see `Region.view`."""
+        local = self._reach.local or self._reach.attach()
+        held = None if local is None or write else local.view_region(whole(identifier, "the id"))
+        return held or self._view(identifier, write=write, timeout_s=timeout_s)
+
+    def _view(self, identifier: int, *, write: bool = False, timeout_s: float = 0.0) -> View:
         segment = self.segment(identifier)
         if segment is None and write:
             raise not_near(identifier, "writing in place")
         found = self.get_region(identifier) if segment is None else segment
         return View(found, write=write, timeout_s=timeout_s)
+
+    def hold_region(self, identifier: int) -> memoryview:
+        """A region's bytes to read, for as long as somebody refers to them: of a shared one no copy."""
+        return self._view(identifier).hold()
 
     def array(self, shape: Any, dtype: Any = float, *, node: str | None = None) -> SharedArray:
         """A NumPy array of zeros in shared memory, which all processes of its node's machine map.
@@ -183,20 +196,26 @@ class MemoryClient(KeyMapping):
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def namespace(self, name: Key, *, cache: bool | None = None) -> Namespace:
+    def namespace(
+        self, name: Key, *, cache: bool | None = None, copies: int = 1, durable: bool = False
+    ) -> Namespace:
         """The keys that begin with a name and a colon, as a mapping of their own that can be dropped at once.
 
         It is declared in the cloud, which keeps a generation with each of its keys. Other clients reach the
-        same keys as `name:key`.
+        same keys as `name:key`, behind a mark if they are kept more safely: `{*2}name:key` on two nodes,
+        `{*d}` durable, `{*2d}` both.
 
         Args:
             name: 1 to 100 bytes without a colon.
             cache: whether its least used keys are forgotten when room is needed; None leaves it as it is.
+            copies: 2 to have each change on two nodes before it is acknowledged.
+            durable: to have each change on disk before it is acknowledged.
 
         Raises:
-            BadArgument: no such name. Busy: there are too many. NodeLost: a node could not be told.
+            BadArgument: no such name, or a cache that is kept so. Busy: there are too many. NodeLost: a node
+                could not be told.
         """
-        raw = calls.encode_key(name)
+        raw = checked(copies, durable).mark + calls.encode_key(name)
         self._reach.run(calls.declare_space(raw, cache))
         return Namespace(self._reach, raw)
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from virgo.errors import Conflict
 from virgo.memory import calls
 from virgo.memory.calls import Data, Key, Versioned
 from virgo.memory.fills import ANOTHERS, FRESH
+from virgo.memory.keeping import keep_of
 from virgo.memory.mapped import MISSING
 from virgo.memory.reach import Reach
 from virgo.memory.spaces import SEPARATOR
@@ -46,6 +48,18 @@ class KeyMapping(MutableMapping[Key, bytes]):
         """The value of a key, or `default`. Raises NodeLost: absence is never guessed."""
         found = self._reach.find(self._raw(key))
         return default if found is None else found
+
+    def view(self, key: Key) -> AbstractContextManager[memoryview]:
+        """The value of a key as a memoryview for the time of a `with` block. Raises KeyError, NodeLost.
+
+        Where the key is mapped it is not copied: it lies in the pool, as of now, until the end of the block.
+        Do not hold it for long, since meanwhile the pool cannot use anew what is replaced. Nothing made of
+        it, no slice and no array, may be used after the block: it would show whatever is there by then.
+        """
+        found = self._reach.view(self._raw(key))
+        if found is None:
+            raise KeyError(key)
+        return found
 
     def set(
         self,
@@ -214,7 +228,7 @@ class Namespace(KeyMapping):
     is near.
 
     Attributes:
-        name: without the colon.
+        name: without the colon, with the mark that says how its keys are kept, if any.
     """
 
     def __init__(self, reach: Reach, name: bytes) -> None:
@@ -240,4 +254,6 @@ def arrived(name: bytes) -> Namespace:
     """A namespace that came from another process, bound to the connection of this one."""
     from virgo.memory.region import client_near
 
-    return client_near().namespace(name)
+    keep = keep_of(name)
+    plain = name[len(keep.mark) :]
+    return client_near().namespace(plain, copies=keep.copies, durable=keep.durable)

@@ -5,6 +5,7 @@ It knows its id and asks the client for everything else, so it may be kept, copi
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ _WRITABLE = 1  # PyBUF_WRITABLE: `inspect.BufferFlags` came with 3.12
 
 if TYPE_CHECKING:
     from virgo.memory.client import MemoryClient
-    from virgo.memory.leases import View
 
 
 class Region:
@@ -109,11 +109,14 @@ class Region:
         """
         self._client.set_region(self.id, data, offset)
 
-    def view(self, *, write: bool = False, timeout_s: float = 0.0) -> View:
+    def view(self, *, write: bool = False, timeout_s: float = 0.0) -> AbstractContextManager[memoryview]:
         """The bytes as a memoryview, for the time of a `with` block.
 
         Read-only: the value as of now, or of a shared region of this machine its memory itself, which shows
         what others write. With `write` all bytes of such a region, and the right to write them in place.
+
+        Where they are mapped there is no copy. Keep the block short then, fork nothing in it, and keep no
+        part of the view: of a region that is not shared the pool keeps the old value until its end.
 
         Raises:
             Busy: another one has the right to write, for `timeout_s` seconds.
@@ -133,12 +136,12 @@ class Region:
         """For `memoryview(region)`, from Python 3.12 on: read-only, as `view`."""
         if flags & _WRITABLE:
             raise BufferError("a region is read-only here; `with region.view(write=True)` is not")
-        return self.view().hold()
+        return self._client.hold_region(self.id)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
         """For `numpy.asarray(region)`, read-only bytes, also before Python 3.12."""
-        data = self.view().hold()
+        data = self._client.hold_region(self.id)
         return {"version": 3, "typestr": "|u1", "shape": (len(data),), "data": data}
 
     def free(self) -> None:

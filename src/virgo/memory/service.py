@@ -166,6 +166,8 @@ class MemoryModule:
             "chunks_swept": self._chunks.swept,
             "keys_swept": self._namespaces.swept,
             **self._mirrors.stats(),
+            "remote_hits": self._keys.remote.hits,
+            "remote_bytes": self._keys.remote.held_bytes,
             "keys_evicted": self.store.evictor.evicted,
             "writers_helped": self._guard.helped,
             "writers_killed": self._guard.killed,

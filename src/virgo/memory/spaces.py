@@ -18,6 +18,7 @@ import msgspec
 
 from virgo.errors import BadArgument, Busy
 from virgo.limits import MEMORY_SPACE_NAME_BYTES_MAX, MEMORY_SPACES_MAX
+from virgo.memory.keeping import PLAIN, keep_of
 from virgo.memory.keyspace import NOWHERE
 
 SEPARATOR = b":"
@@ -106,7 +107,11 @@ def encode_table(table: Mapping[bytes, Declared]) -> bytes:
 
 
 def declare(table: Mapping[bytes, Declared], name: bytes, cache: bool | None) -> Table:
-    """The table with that namespace; `cache` None leaves it as it is. Raises Busy if there are too many."""
+    """The table with that namespace; `cache` None leaves it as it is. Raises BadArgument, Busy."""
+    if cache and keep_of(name) is not PLAIN:
+        raise BadArgument(
+            "what is kept on disk or on two nodes is no cache", hint="Leave out cache, or copies and durable."
+        )
     if name not in table and len(table) >= MEMORY_SPACES_MAX:
         raise Busy(
             f"this cloud has {len(table)} namespaces already, as many as it may",
