@@ -105,6 +105,7 @@ _OF_KEYS: dict[str, dict[str, str]] = {
         "__contains__": f"{_NO_AWAIT}: exists",
         "__len__": f"{_NO_AWAIT}: count",
         "view": "a coroutine that holds it would hold up the pool: get",
+        "hold_region": "for `memoryview(region)`, which cannot be awaited",
     },
     "only_asyncio": {"exists": "for `in`", "count": "for `len`"},
     "parameters": {

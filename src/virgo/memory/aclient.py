@@ -27,7 +27,7 @@ from virgo.memory.leases import Nearby, View, descriptor_of, load_arrays, not_ne
 from virgo.memory.mapped import MISSING
 from virgo.memory.segments import Segment
 from virgo.memory.spaces import SpaceInfo
-from virgo.wire.call import AsyncRunner, Call, whole
+from virgo.wire.call import AsyncRunner, Call
 
 __all__ = ["AsyncMemoryClient", "AsyncNamespace", "AsyncRegion"]
 
@@ -68,11 +68,7 @@ class AsyncMemoryClient(AsyncKeyMapping):
     async def view_region(
         self, identifier: int, *, write: bool = False, timeout_s: float = 0.0
     ) -> AbstractContextManager[memoryview]:
-        """A region's bytes, without a copy where that is possible; see `Region.view`."""
-        local = self._reach.local or await self._reach.attach()
-        held = None if local is None or write else local.view_region(whole(identifier, "the id"))
-        if held is not None:
-            return held
+        """A region's bytes, of a shared one without a copy; see `Region.view`."""
         segment = await self.segment(identifier)
         if segment is None and write:
             raise not_near(identifier, "writing in place")

@@ -82,7 +82,10 @@ class AsyncRegion:
         await self._client.set_region(self.id, data, offset)
 
     def view(self, *, write: bool = False, timeout_s: float = 0.0) -> AsyncView:
-        """The bytes as a memoryview, for the time of an `async with` block; see `Region.view`."""
+        """The bytes as a memoryview, for the time of an `async with` block; see `Region.view`.
+
+        Only that of a shared region is no copy: who awaits something in the block would hold up the pool.
+        """
         return AsyncView(self._client, self.id, write=write, timeout_s=timeout_s)
 
     async def descriptor(self, *, write: bool = False) -> int:
