@@ -105,7 +105,6 @@ _OF_KEYS: dict[str, dict[str, str]] = {
         "__contains__": f"{_NO_AWAIT}: exists",
         "__len__": f"{_NO_AWAIT}: count",
         "view": "a coroutine that holds it would hold up the pool: get",
-        "hold_region": "for `memoryview(region)`, which cannot be awaited",
     },
     "only_asyncio": {"exists": "for `in`", "count": "for `len`"},
     "parameters": {
@@ -116,12 +115,13 @@ _OF_KEYS: dict[str, dict[str, str]] = {
 
 
 def memory_pair() -> Pair:
+    regions = {"hold_region": "for `memoryview(region)`, which cannot be awaited"}
     return Pair(
         MemoryClient(_RUNNER),
         AsyncMemoryClient(_RUNNER),
         not_awaited={"region": _LOCAL},
         read_there={"mapped": "asks the node at first"},
-        **_OF_KEYS,
+        **{**_OF_KEYS, "only_blocking": {**_OF_KEYS["only_blocking"], **regions}},
     )
 
 
