@@ -14,10 +14,10 @@ from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import changed
+from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import OPENING
 from virgo.memory.mapped import MISSING, Held, open_mapped
 from virgo.memory.segments import Segment
-from virgo.memory.spaces import SpaceInfo
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
@@ -319,6 +319,7 @@ def stats() -> Call[dict[str, Any]]:
 
 
 LOCAL: Call[LocalInfo] = Call(("MEMORY.LOCAL",), lambda reply: msgspec.json.decode(reply, type=LocalInfo))
+POOL: Call[Pool] = Call(("MEMORY.POOL",), lambda reply: msgspec.json.decode(reply, type=Pool))
 SPACES: Call[list[SpaceInfo]] = Call(
     ("MEMORY.NAMESPACES",), lambda reply: msgspec.json.decode(reply, type=list[SpaceInfo])
 )

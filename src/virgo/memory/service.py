@@ -34,6 +34,7 @@ from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
 from virgo.memory.mirrors import Mirrors
 from virgo.memory.namespaces import Namespaces
+from virgo.memory.overview import Overview
 from virgo.memory.regions import Regions
 from virgo.memory.shared import Shared
 from virgo.memory.slots import Slots
@@ -99,6 +100,7 @@ class MemoryModule:
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
         self._namespaces = Namespaces(self._node, self._store)
+        self._overview = Overview(self._node, self.stats, self._namespaces)
         await self._namespaces.start()
         await self._mirrors.start()
         self._node.spawn(self._mirrors.follow(), name="follow mirrors")
@@ -143,6 +145,7 @@ class MemoryModule:
             *self._listing.commands(),
             *self._namespaces.commands(),
             *self._mirrors.commands(),
+            *self._overview.commands(),
             *self._transactions.commands(),
             *self._chunks.commands(),
             Command(
