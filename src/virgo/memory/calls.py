@@ -13,10 +13,11 @@ from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_SLOTS
 from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
-from virgo.memory.core import check_fits
+from virgo.memory.core import changed
 from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import OPENING
 from virgo.memory.mapped import MISSING, Held, open_mapped
+from virgo.memory.segments import Segment
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
@@ -26,6 +27,9 @@ Data = bytes | bytearray | memoryview
 _NODE_DECIDES = (NotRunning, PoolFull, DiskFull, FileRefused)
 
 
+HERE = "."  # as the name of a node: the connected one
+
+
 class RegionInfo(msgspec.Struct, frozen=True):
     """A region as its home describes it.
 
@@ -33,7 +37,8 @@ class RegionInfo(msgspec.Struct, frozen=True):
         size: declared bytes.
         length: bytes of the value.
         node: name of its home.
-        nodes: numbers of the nodes that have its chunks; empty for a plain region.
+        nodes: numbers of the nodes that have its chunks; empty if it is not spread.
+        shared: whether it is a file in shared memory.
     """
 
     id: int
@@ -41,6 +46,29 @@ class RegionInfo(msgspec.Struct, frozen=True):
     length: int
     node: str
     nodes: list[int] = []
+    shared: bool = False
+
+
+class SegmentInfo(msgspec.Struct, frozen=True):
+    """How processes of its home's machine map a shared region.
+
+    Attributes:
+        size: declared bytes.
+        node: name of its home.
+        directory, identity: where its file is, and of which store it is.
+        note: what was noted of it when it was made.
+    """
+
+    id: int
+    size: int
+    node: str
+    directory: str
+    identity: str
+    note: str = ""
+
+    def segment(self) -> Segment:
+        """The segment, if it is on this machine."""
+        return Segment(self.directory, self.identity, self.id, self.size)
 
 
 class LocalInfo(msgspec.Struct, frozen=True):
@@ -80,19 +108,32 @@ def as_is(reply: Any) -> Any:
     return reply
 
 
-def malloc(size: int, node: str | None) -> Call[int]:
+def malloc(size: int, node: str | None, *, shared: bool = False, note: str = "") -> Call[int]:
     """Allocate; answers the id."""
-    return Call(("VIRGO_MALLOC", whole(size, "the size"), *(("NODE", node) if node else ())), int)
+    where = ("NODE", node) if node else ()
+    kind = ("SHARED", *(("NOTE", note) if note else ())) if shared else ()
+    return Call(("VIRGO_MALLOC", whole(size, "the size"), *where, *kind), int)
 
 
-def set_region(identifier: int, data: Data) -> Call[None]:
-    """Replace a region's value."""
-    return Call(("VIRGO_SET", whole(identifier, "the id"), encode_data(data)), as_nothing)
+def segment(identifier: int) -> Call[SegmentInfo | None]:
+    """How to map a shared region; None if it is not shared."""
+    return Call(
+        ("MEMORY.SEGMENT", whole(identifier, "the id")),
+        lambda reply: None if reply is None else msgspec.json.decode(reply, type=SegmentInfo),
+    )
 
 
-def get_region(identifier: int) -> Call[bytes]:
-    """A region's value."""
-    return Call(("VIRGO_GET", whole(identifier, "the id")), as_is)
+def set_region(identifier: int, data: Data, offset: int | None = None) -> Call[None]:
+    """Replace a region's value, or write over a part of it."""
+    at = () if offset is None else ("AT", whole(offset, "the offset"))
+    return Call(("VIRGO_SET", whole(identifier, "the id"), encode_data(data), *at), as_nothing)
+
+
+def get_region(identifier: int, offset: int | None = None, size: int | None = None) -> Call[bytes]:
+    """A region's value, or a part of it."""
+    at = () if offset is None else ("AT", whole(offset, "the offset"))
+    count = () if size is None else (whole(size, "the size"),)
+    return Call(("VIRGO_GET", whole(identifier, "the id"), *at, *count), as_is)
 
 
 def free_region(identifier: int) -> Call[None]:
@@ -292,7 +333,7 @@ class Local:
         NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
     """
 
-    __slots__ = ("_change", "_data", "_holds", "_view", "number", "read", "table")
+    __slots__ = ("_change", "_data", "_holds", "_part", "_view", "_view_data", "number", "read", "table")
 
     def __init__(self, info: LocalInfo, table: list[int]) -> None:
         self.number = info.number
@@ -300,8 +341,10 @@ class Local:
         mapped = open_mapped(info.directory, info.identity, info.map_bytes)
         self.read = mapped.key
         self._data = mapped.data
+        self._part = mapped.part
         self._holds = mapped.holds
         self._view = mapped.view
+        self._view_data = mapped.view_data
         self._change = mapped.change if info.writable and mapped.writable else None
 
     def __repr__(self) -> str:
@@ -349,17 +392,18 @@ class Local:
         except _NODE_DECIDES:
             return MISSING
 
-    def set_region(self, identifier: int, data: bytes) -> bool:
-        """Replace a plain region's value; False if the node is to be asked. Raises TooLarge."""
+    def set_region(self, identifier: int, data: bytes, offset: int | None = None) -> bool:
+        """Change a plain region's value; False if the node is to be asked. Raises TooLarge, BadArgument."""
         if self._change is None or identifier >> SERIAL_BITS != self.number:
             return False
 
         def put(batch: Batch) -> bool:
             region = batch.writing().region(identifier)
-            if region is None or region.spread:
+            if region is None or region.spread or region.shared:
                 return False
-            check_fits(len(data), region.size, identifier)
-            batch.put_data(identifier, data)
+            value = changed(identifier, region, lambda: batch.data(identifier), data, offset)
+            if value is not None:
+                batch.put_data(identifier, value)
             return True
 
         try:
@@ -372,6 +416,17 @@ class Local:
         if identifier >> SERIAL_BITS != self.number:
             return MISSING
         found = self._data(identifier)
+        return MISSING if found is None else found
+
+    def view_region(self, identifier: int) -> Held | None:
+        """A plain region's value where it lies; None if it is to be fetched."""
+        return self._view_data(identifier) if identifier >> SERIAL_BITS == self.number else None
+
+    def read_region(self, identifier: int, offset: int, size: int | None) -> Any:
+        """A part of a plain region's value; MISSING if the node is to be asked."""
+        if identifier >> SERIAL_BITS != self.number:
+            return MISSING
+        found = self._part(identifier, offset, None if size is None else offset + size)
         return MISSING if found is None else found
 
     def lacks(self, key: bytes) -> bool:
