@@ -45,6 +45,8 @@ class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         capacity_bytes: 0 means half of the machine's memory, shared by its nodes.
+        evict: whether a full pool forgets the least used keys, also those that are in no cache.
+        shared_directory: where shared regions lie; "" for /dev/shm if it is large enough, else with the node.
         memcached: where memcached's protocol is spoken: `HOST:PORT` or `unix:/path`, in which `{node}` is
             the node's name; "" for nowhere.
         memcached_roles: what everybody on this machine may do there by TCP without a login.
@@ -52,6 +54,8 @@ class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     capacity_bytes: int = 0
+    evict: bool = False
+    shared_directory: str = ""
     memcached: str = ""
     memcached_roles: list[str] = []
     memcached_item_bytes: int = 1024 * 1024

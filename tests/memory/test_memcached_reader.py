@@ -162,7 +162,7 @@ def test_uses_are_exact_for_those_that_are_kept() -> None:
 @pytest.mark.parametrize("mark", [0, 9])
 def test_a_record_keeps_the_state(state: int, expires_ms: int, mark: int) -> None:
     """What memcached's protocol notes of an item is in its record; without it a record is as it was."""
-    entry = Entry(b"value", expires_ms, 0, mark, 77, state)
+    entry = Entry(b"value", expires_ms, mark=mark, version=77, state=state)
     record = encode_entry(entry, 77)
     assert decode_entry(record) == entry
     assert len(record) == 9 + 5 + 8 * bool(expires_ms) + 4 * bool(mark) + bool(state)

@@ -8,28 +8,43 @@ that does not answer is NodeLost, never "no such key".
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
-from virgo.errors import Busy, CrossNode, VirgoError
-from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_RENAME_ATTEMPTS_MAX, MEMORY_SLOTS
+from virgo.errors import BadArgument, Busy, Conflict, CrossNode, NodeLost, NotRunning, VirgoError
+from virgo.limits import (
+    MEMORY_KEY_BYTES_MAX,
+    MEMORY_RENAME_ATTEMPTS_MAX,
+    MEMORY_SLOTS,
+    MEMORY_TAKEOVER_S,
+)
 from virgo.memory import generic, keyspace, parallel, strings
+from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import HEAD_BYTES, slot_of
+from virgo.memory.remote import Known, RemoteValues
 from virgo.memory.slots import Slots
 from virgo.memory.store import Store
-from virgo.memory.verbs import GET, SET, VERBS, Local, Verb
+from virgo.memory.verbs import BY_NAME, GET, SET, VERBS, Local, Verb
 from virgo.module import NodeServices
 from virgo.wire import resp
 from virgo.wire.commands import Command, Handler
 from virgo.wire.resp import OK, Simple
 from virgo.wire.session import Session
 
+_AGAIN_S = 0.1  # between looks whether a mirror has taken over
 _RUN_VALUE_BYTES_MAX = 4096  # larger ones are not worth to be handled together
 
 
 class Keys:
-    """The commands on named keys of one node."""
+    """The commands on named keys of one node.
+
+    Attributes:
+        remote: values of other nodes that are kept here.
+    """
 
     def __init__(self, node: NodeServices, store: Store, slots: Slots) -> None:
         self._node = node
@@ -38,6 +53,8 @@ class Keys:
         self._slots = slots
         self._table = slots.table
         self._batch = store.batch
+        self.remote = RemoteValues(store.state.capacity_bytes)
+        self._from_copies = dict(_FROM_COPIES)
 
     def __repr__(self) -> str:
         return f"<Keys of node {self._number}, {self._slots!r}>"
@@ -49,6 +66,11 @@ class Keys:
             _command(SET, self.set, run=self.set_run, run_words=3),
             *(_command(verb, self._handler(verb)) for verb in VERBS if verb not in (GET, SET)),
             *(_command(verb, self._here(verb)) for verb in _BETWEEN_NODES),
+            Command(
+                *("MEMORY.COPY.RUN", self._run_copy, "read", 2, None),
+                usage="command key...",
+                summary="Between nodes: read from second copies.",
+            ),
         ]
 
     # --- one key ------------------------------------------------------------------------------
@@ -139,7 +161,28 @@ class Keys:
     async def _elsewhere(self, verb: Verb, request: list[bytes]) -> Any:
         """Do a command whose keys lie together where they are, or would be."""
         numbers = await self.locate(verb.keys(request), assigns=verb.creates)
+        if verb is GET and numbers[0] not in (0, self._number):
+            return await self._get_from(numbers[0], request)
         return await self.at(numbers[0], verb, request)
+
+    async def _get_from(self, number: int, request: list[bytes]) -> bytes | None:
+        """A value of another node, which is sent only if it is not here already."""
+        key = request[1]
+        if not self.remote.wanted(key):
+            value: bytes | None = await self.at(number, GET, request)
+            self.remote.sight(key, value)
+            return value
+        known = self.remote.get(key, number)
+        version = 0 if known is None else known.version
+        reply = await self.at(number, CHANGED, [b"MEMORY.KEY.CHANGED", key, b"%d" % version])
+        if reply is None:
+            self.remote.forget(key)
+            return None
+        if len(reply) == 1 and known is not None:
+            self.remote.hit(key)
+            return known.value
+        self.remote.keep(key, Known(number, *reply))
+        return bytes(reply[1])
 
     # --- where keys are -----------------------------------------------------------------------
 
@@ -157,6 +200,8 @@ class Keys:
             await self._slots.assign(slots)
         else:
             await self._slots.look_up(slots)
+        if any(slot >= MEMORY_SLOTS for slot in slots):
+            await self._slots.freshen()
         return [self._table[slot] for slot in slots]
 
     async def locate_together(self, keys: list[bytes], what: str, *, assigns: bool) -> int:
@@ -168,12 +213,60 @@ class Keys:
 
     async def at(self, number: int, verb: Verb, request: list[bytes]) -> Any:
         """Do it on that node; 0 means a slot of nobody, which is as empty here as anywhere."""
+        kept = [slot_of(key) for key in verb.keys(request) if key.startswith(OPENING)]
         if number in (0, self._number):
             with self._store.batching() as batch:
-                return verb.run(batch, request)
-        reply = await self._node.call(number, *request)
+                result = verb.run(batch, request)
+            if kept and verb.changes:
+                await self._store.keeper.settled(kept)
+            return result
+        try:
+            reply = await self._node.call(number, *request)
+        except NodeLost as error:
+            if not kept or min(kept) < MEMORY_SLOTS:
+                raise
+            return await self._survive(number, kept[0], verb, request, error)
         simple = verb.simple and isinstance(reply, bytes) and not verb.shows(request)
         return Simple(reply.decode()) if simple else reply
+
+    async def _survive(self, lost: int, slot: int, verb: Verb, request: list[bytes], error: NodeLost) -> Any:
+        """Go on after the loss of the node that owns a slot of keys which are kept twice.
+
+        A change is only made if it has surely not been made: then it waits for the mirror to take over.
+        """
+        if verb.changes and not isinstance(error.__cause__, NotRunning):
+            raise error
+        deadline = time.monotonic() + MEMORY_TAKEOVER_S
+        while time.monotonic() < deadline:
+            await self._slots.refresh()
+            owner, mirror = self._table[slot], self._table[slot + MEMORY_SLOTS]
+            if owner != lost:
+                return await self.at(owner, verb, request)
+            if not verb.changes and mirror:
+                with contextlib.suppress(NodeLost, Conflict):
+                    if mirror == self._number:
+                        return self._run_copy(None, [b"", *request])
+                    return await self._node.call(mirror, b"MEMORY.COPY.RUN", *request)
+            await asyncio.sleep(_AGAIN_S)
+        raise error
+
+    def _run_copy(self, _session: Session | None, request: list[bytes]) -> Any:
+        """MEMORY.COPY.RUN command key...: its answer, from what is here of another node's keys."""
+        verb = self._from_copies.get(request[1].decode("ascii", "replace").upper())
+        if verb is None or verb.changes:
+            raise BadArgument(
+                "only reads can be answered from copies", hint="It is for nodes, not for people."
+            )
+        table = self._table
+        for slot in map(slot_of, verb.keys(request[1:])):
+            if slot < MEMORY_SLOTS or self._number not in (table[slot], table[slot + MEMORY_SLOTS]):
+                raise Conflict("these keys have no copy here")
+        with self._store.batching() as batch:
+            return verb.run(batch, request[1:])
+
+    def answer_from_copies(self, verb: Verb) -> None:
+        """Let a command that only reads be answered from second copies, when their owner is lost."""
+        self._from_copies[verb.name] = verb
 
     def all_here(self, keys: Iterable[bytes]) -> bool:
         """Whether all keys are known to be this node's."""
@@ -194,17 +287,24 @@ class Keys:
                 await self.locate_together(keys, verb.name, assigns=verb.creates), verb, request
             )
         step = 2 if verb.shape == "pairs" else 1
-        groups: dict[int, list[int]] = {}
-        numbers = await self.locate(keys, assigns=verb.creates)
-        for position, number in enumerate(numbers):
-            groups.setdefault(number or self._number, []).append(position)
+        groups = await self.grouped(keys, assigns=verb.creates)
         work = []
-        for number, positions in groups.items():
+        for (number, _), positions in groups.items():
             part = [request[0]]
             for position in positions:
                 part += request[1 + position * step : 1 + (position + 1) * step]
             work.append(self.at(number, verb, part))
         return _merge(list(groups.values()), await parallel.gather(work))
+
+    async def grouped(self, keys: list[bytes], *, assigns: bool) -> dict[tuple[int, int], list[int]]:
+        """Positions of keys, by their node and mirror: those with the same ones survive together."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        numbers = await self.locate(keys, assigns=assigns)
+        for position, (key, number) in enumerate(zip(keys, numbers, strict=True)):
+            slot = slot_of(key)
+            mirror = self._table[slot + MEMORY_SLOTS] if slot >= MEMORY_SLOTS else -1
+            groups.setdefault((number or self._number, mirror), []).append(position)
+        return groups
 
     def _serve_two(self, verb: Verb, session: Session, request: list[bytes]) -> Any:
         if self.all_here(request[1:3]):
@@ -244,7 +344,9 @@ DUMP = _between("DUMP", generic.dump, "key")
 PUT = _between("PUT", generic.put, "key replace record", changes=True)
 DROP = _between("DROP", generic.drop, "key version", changes=True)
 VERSION = _between("VERSION", generic.version, "key [key...]", shape="many")
-_BETWEEN_NODES = (DUMP, PUT, DROP, VERSION)
+CHANGED = _between("CHANGED", generic.changed, "key version")
+_BETWEEN_NODES = (DUMP, PUT, DROP, VERSION, CHANGED)
+_FROM_COPIES = {**BY_NAME, **{verb.name: verb for verb in _BETWEEN_NODES}}
 
 
 def _command(verb: Verb, handler: Handler, **more: Any) -> Command:

@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from virgo.errors import BadArgument
-from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS
+from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS_ALL
 from virgo.memory import generic, keyspace, parallel
 from virgo.memory.entries import number as whole
 from virgo.memory.slots import Slots
@@ -73,24 +73,32 @@ class Listing:
         await self._slots.refresh()
         return sorted(self._slots.owners())
 
-    async def everywhere(self, local: Local, request: list[bytes]) -> list[Any]:
+    async def _everywhere(self, local: Local, request: list[bytes]) -> list[Any]:
         """Do it on every node that holds keys."""
         return await parallel.gather([self._at(number, local, request) for number in await self.owners()])
 
     async def _dbsize(self, _session: Session, _request: list[bytes]) -> int:
-        return sum(await self.everywhere(generic.count, [b"MEMORY.KEYS.COUNT"]))
+        return sum(await self._everywhere(generic.count, [b"MEMORY.KEYS.COUNT"]))
 
     async def _flush(self, _session: Session, request: list[bytes]) -> Encoded:
         if len(request) > 1 and request[1].upper() not in (b"SYNC", b"ASYNC"):
             raise BadArgument(f"FLUSHDB has no option {request[1][:20]!r}", hint="SYNC or ASYNC.")
-        await self.everywhere(generic.flush, [b"MEMORY.KEYS.FLUSH"])
+        await self.flush()
         return OK
+
+    async def flush(self) -> None:
+        """Delete all keys of the cloud."""
+        await self._everywhere(generic.flush, [b"MEMORY.KEYS.FLUSH"])
+        up = {member.number for member in self._node.members()}
+        for number in (self._slots.mirrors() - self._slots.owners()) & up:
+            await self._at(number, generic.flush, [b"MEMORY.KEYS.FLUSH"])
+        await self._store.keeper.settled()
 
     async def _random(self, _session: Session, _request: list[bytes]) -> bytes | None:
         """From a node that is drawn by the count of its keys."""
         owners = await self.owners()
         for _ in range(_RANDOM_ATTEMPTS_MAX):
-            counts = await self.everywhere(generic.count, [b"MEMORY.KEYS.COUNT"])
+            counts = await self._everywhere(generic.count, [b"MEMORY.KEYS.COUNT"])
             if not any(counts):
                 break
             number = random.choices(owners, counts)[0]  # noqa: S311 - any key will do
@@ -107,7 +115,7 @@ class Listing:
     async def _keys_of(self, number: int, pattern: bytes) -> list[bytes]:
         found: list[bytes] = []
         slot = 0
-        while slot < MEMORY_SLOTS:
+        while slot < MEMORY_SLOTS_ALL:
             slot, keys = await self._scan_at(number, slot, MEMORY_SCAN_KEYS_MAX, pattern)
             found += keys
             await asyncio.sleep(0)
@@ -123,10 +131,10 @@ class Listing:
         number, slot = cursor >> _SLOT_BITS, cursor & (1 << _SLOT_BITS) - 1
         if not cursor:
             number = owners[0]
-        elif number not in owners or slot >= MEMORY_SLOTS:
+        elif number not in owners or slot >= MEMORY_SLOTS_ALL:
             raise BadArgument(f"no SCAN gave the cursor {cursor}", hint="Begin with 0.")
         slot, keys = await self._scan_at(number, slot, count, pattern)
-        if slot >= MEMORY_SLOTS:
+        if slot >= MEMORY_SLOTS_ALL:
             number, slot = next((owner for owner in owners if owner > number), 0), 0
         return [b"%d" % (number << _SLOT_BITS | slot), keys]
 

@@ -21,16 +21,19 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
+from types import TracebackType
 from typing import Any, TypeVar
 
 import lmdb
 
 from virgo.errors import NotRunning
 from virgo.limits import MEMORY_READERS_MAX
-from virgo.memory import keyspace
+from virgo.memory import keyspace, spaces
 from virgo.memory.batch import Batch, Interrupted
 from virgo.memory.entries import now_ms, tired
-from virgo.memory.keyspace import HEAD_BYTES
+from virgo.memory.keyspace import HEAD_BYTES, Entry
+from virgo.memory.sketch import Sketch
+from virgo.memory.spaces import Space
 from virgo.memory.tables import DATABASES, IDENTITY, Tables
 from virgo.memory.writers import Announcement
 
@@ -71,6 +74,9 @@ class Mapped:
         self._begin: Any = None
         self._keys: Any = None
         self._data: Any = None
+        self._spaces: Any = None
+        self._held: Any = None
+        self._sketch: Sketch | None = None
         self._tables: Tables | None = None  # to write with
         self._announced: Announcement | None = None
         self._inode = 0
@@ -104,20 +110,78 @@ class Mapped:
         entry = keyspace.decode_entry(record)
         if entry.expires_ms and entry.expires_ms <= now_ms():
             return None
+        if entry.generation >= 0 and not self._counts(stored, entry):
+            return None
         return MISSING if entry.sliding_ms and tired(entry) else entry.value
+
+    def view(self, stored: bytes) -> Held | None:
+        """The value of a plain key, held where it lies; None if `key` is to be used."""
+        return self._hold("_keys", stored, HEAD_BYTES)
+
+    def view_data(self, identifier: int) -> Held | None:
+        """The value of a plain region, held where it lies; None if `data` is to be used."""
+        return self._hold("_data", _pack_id(identifier), 0)
+
+    def _hold(self, database: str, key: bytes, head: int) -> Held | None:
+        """A value behind the head that it may have, if that says that it is a plain one."""
+        self._enter(None)
+        txn = None
+        try:
+            if monotonic() <= self._check_at:
+                txn = self._begin(None, None, False, True)
+                record = txn.get(key, None, getattr(self, database))
+                if record is not None and (not head or record[0] == 0):
+                    return Held(memoryview(record)[head:], txn, self._leave)
+        except (TypeError, lmdb.Error):
+            pass  # it is closed, or has grown: who reads it the usual way sees to that
+        if txn is not None:
+            txn.abort()
+        self._leave()
+        return None
+
+    def _counts(self, stored: bytes, entry: Entry) -> bool:
+        """Whether a key with a generation is there; if so its use is counted."""
+        record = self._read("_spaces", spaces.name_of(stored)) if entry.generation else None
+        if record is not None and not Space.decode(record).counts(entry.generation):
+            return False
+        if self._sketch is None:
+            self._sketch = Sketch(Path(self.directory), create=False)
+        self._sketch.use(stored)
+        return True
 
     def data(self, identifier: int) -> bytes | None:
         """The value of a plain region, None if it has none. Raises NotRunning."""
+        return self._read("_data", _pack_id(identifier))
+
+    def holds(self, slot: int) -> bool:
+        """Whether the node owns a slot of keys that are kept twice. Raises NotRunning."""
+        return self._read("_held", keyspace.SLOT_PREFIXES[slot]) is not None
+
+    def _read(self, database: str, key: bytes) -> bytes | None:
+        """One value. Raises NotRunning."""
         self._enter(None)
         try:
             if monotonic() > self._check_at:
                 raise _Stale
-            found: bytes | None = self._begin(self._data).get(_pack_id(identifier))
+            found: bytes | None = self._begin(getattr(self, database)).get(key)
         except (_Stale, TypeError, lmdb.Error):
-            found = self._retry("_data", _pack_id(identifier))
+            found = self._retry(database, key)
         finally:
             self._leave()
         return found
+
+    def part(self, identifier: int, start: int, stop: int | None) -> bytes | None:
+        """Bytes of the value of a plain region, None if it does not reach so far. Raises NotRunning."""
+        self._enter(None)
+        try:
+            if monotonic() <= self._check_at:
+                with self._begin(self._data, None, False, True) as txn:  # of the mapped pages, no copy
+                    return _cut(txn.get(_pack_id(identifier)), start, stop)
+        except (TypeError, lmdb.Error):
+            pass  # closed, or outgrown: `data` maps anew
+        finally:
+            self._leave()
+        return _cut(self.data(identifier), start, stop)
 
     def change(self, work: Callable[[Batch], T]) -> T:
         """Do `work` in a batch, and make it final. It may be called again, each time with a new batch.
@@ -226,7 +290,9 @@ class Mapped:
             with env.begin() as txn:
                 if txn.get(IDENTITY) != self.identity.encode():
                     raise NotRunning(f"{self.directory} is another store")
-            self._keys, self._data = (env.open_db(name, create=False) for name in (b"keys", b"data"))
+            self._keys, self._data, self._spaces, self._held = (
+                env.open_db(name, create=False) for name in (b"keys", b"data", b"spaces", b"held")
+            )
             if writable:
                 self._tables = Tables(env, Path(self.directory), self._map_bytes)
                 self._announced = Announcement(Path(self.directory))
@@ -242,7 +308,7 @@ class Mapped:
     def _close(self) -> None:
         """Unmap once no read goes on. `_opening` is held, so none begins anew."""
         env, self._env, self._begin, self._check_at = self._env, None, None, 0.0
-        self._tables = None
+        self._tables = self._sketch = None
         if env is None:
             return
         deadline = monotonic() + _CLOSE_WAIT_S
@@ -254,6 +320,42 @@ class Mapped:
         env.close()
         if self._announced is not None:
             self._announced.close()
+
+
+def _cut(value: Any, start: int, stop: int | None) -> bytes | None:
+    """The part, if the value has all of it."""
+    if value is None or not 0 <= start <= (start if stop is None else stop) <= len(value):
+        return None
+    return bytes(value[start:stop])
+
+
+class Held:
+    """A value where it lies in the map, for the time of a `with` block; see `KeyMapping.view`.
+
+    Its pages are kept as they are by a transaction that reads, and the map is not closed meanwhile.
+    """
+
+    __slots__ = ("_leave", "_memory", "_txn")
+
+    def __init__(self, memory: memoryview, txn: Any, leave: Callable[[], None]) -> None:
+        self._memory = memory
+        self._txn = txn
+        self._leave = leave
+
+    def __repr__(self) -> str:
+        return f"<Held {self._memory!r}>"
+
+    def __enter__(self) -> memoryview:
+        return self._memory
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._memory.release()  # from now on using it is an error
+        finally:
+            self._txn.abort()
+            self._leave()
 
 
 class _Stale(Exception):

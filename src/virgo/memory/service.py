@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 
 from virgo.errors import Denied, InternalFault, VirgoError
 from virgo.limits import (
+    MEMORY_CLAIMS_TIDIED_MAX,
     MEMORY_EXPIRE_KEYS_MAX,
     MEMORY_EXPIRE_S,
     MEMORY_READERS_CHECK_S,
@@ -24,14 +26,20 @@ from virgo.limits import (
 from virgo.members import Load
 from virgo.memory import core, keyspace
 from virgo.memory.chunks import Chunks
+from virgo.memory.durable import Disk, directory_of
 from virgo.memory.entries import now_ms
 from virgo.memory.guard import Guard
+from virgo.memory.keeper import Keeper
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
 from virgo.memory.memcached import place as memcached
 from virgo.memory.memcached.front import Front
 from virgo.memory.memcached.lines import Lines
+from virgo.memory.mirrors import Mirrors
+from virgo.memory.namespaces import Namespaces
+from virgo.memory.overview import Overview
 from virgo.memory.regions import Regions
+from virgo.memory.shared import Shared
 from virgo.memory.slots import Slots
 from virgo.memory.spread import Spread
 from virgo.memory.store import Store
@@ -39,6 +47,8 @@ from virgo.memory.transactions import Transactions
 from virgo.module import NodeServices
 from virgo.wire.commands import Command
 from virgo.wire.session import Session
+
+log = logging.getLogger("virgo.memory")
 
 
 class MemoryModule:
@@ -53,6 +63,7 @@ class MemoryModule:
         self._place = memcached.place(node.config, node.name, node.index)
         self._machine_bytes = int(psutil.virtual_memory().total)
         self._store: Store | None = None
+        self._shared: Shared | None = None
         self._room = 0  # as of the last beat
 
     def __repr__(self) -> str:
@@ -64,6 +75,12 @@ class MemoryModule:
         assert self._store is not None, "the module is not started"
         return self._store
 
+    @property
+    def shared(self) -> Shared:
+        """The shared regions."""
+        assert self._shared is not None, "the module is not started"
+        return self._shared
+
     async def start(self) -> None:
         """Open the store."""
         configured = self._node.config.memory.capacity_bytes
@@ -71,6 +88,7 @@ class MemoryModule:
             self._node.directory / self.name,
             capacity_bytes=self._capacity(),
             map_bytes=core.map_bytes(core.capacity_bytes(configured, self._machine_bytes, 1)),
+            evicts=self._node.config.memory.evict,
         )
         self._guard = Guard(self._store)
         self._guard.start()
@@ -78,7 +96,10 @@ class MemoryModule:
         self._slots = Slots(self._node.engine, self._node.number, self._rooms)
         self._chunks = Chunks(self._node, self._store)
         self._spread = Spread(self._node, self._store, self._chunks)
-        self._regions = Regions(self._node, self._store, self._spread)
+        self._shared = shared = Shared(self._node, self._store, self._capacity())
+        self._regions = Regions(self._node, self._store, self._spread, shared)
+        self._mirrors = Mirrors(self._node, self._store, self._slots)
+        self._keep(self._store)
         self._keys = Keys(self._node, self._store, self._slots)
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
@@ -87,14 +108,41 @@ class MemoryModule:
         )
         self._lines = Lines(self._front, self._store, self._keys, self._listing, self._place)
         self._node.spawn(self._lines.run(), name="flush_all with a delay")
+        self._namespaces = Namespaces(self._node, self._store)
+        self._overview = Overview(self._node, self.stats, self._namespaces)
+        await self._namespaces.start()
+        await self._mirrors.start()
+        self._node.spawn(self._mirrors.follow(), name="follow mirrors")
+        self._node.spawn(self._namespaces.follow(), name="follow namespaces")
+        self._node.spawn(self._namespaces.sweep(), name="sweep namespaces")
         self._node.spawn(self._expire(), name="expire keys")
         self._node.spawn(self._tidy(), name="tidy the store")
+
+    def _keep(self, store: Store) -> None:
+        """Know where keys are kept that are kept more safely, and put back those of a disk that are lost."""
+
+        def disk() -> Disk:
+            made = Disk(store)
+            self._node.spawn(made.run(), name="write durable keys")
+            return made
+
+        store.keeper = Keeper(disk, self._mirrors.sinks)
+        if directory_of(store.directory).exists():
+            found = disk()
+            store.keeper.disk = found
+            lacking = found.restore()
+            if lacking:
+                log.warning("%d durable keys that the pool had lost are back", lacking)
 
     async def stop(self) -> None:
         """Write everything to disk and close."""
         store, self._store = self._store, None
         if store is not None:
+            if isinstance(store.keeper.disk, Disk):
+                await asyncio.to_thread(store.keeper.disk.close)
             await asyncio.to_thread(store.flush)
+            if self._shared is not None:
+                self._shared.close()
             self._guard.stop()
             store.close()
 
@@ -104,6 +152,9 @@ class MemoryModule:
             *self._regions.commands(),
             *self._keys.commands(),
             *self._listing.commands(),
+            *self._namespaces.commands(),
+            *self._mirrors.commands(),
+            *self._overview.commands(),
             *self._transactions.commands(),
             *self._chunks.commands(),
             *self._front.commands(),
@@ -123,9 +174,15 @@ class MemoryModule:
         """Figures of this node's pool."""
         return {
             **self.store.stats(),
+            **self.shared.stats(),
             "slots_known": self._slots.assigned(),
-            "slots_here": self._slots.table.count(self._node.number),
+            "slots_here": self._slots.owned(),
             "chunks_swept": self._chunks.swept,
+            "keys_swept": self._namespaces.swept,
+            **self._mirrors.stats(),
+            "remote_hits": self._keys.remote.hits,
+            "remote_bytes": self._keys.remote.held_bytes,
+            "keys_evicted": self.store.evictor.evicted,
             "writers_helped": self._guard.helped,
             "writers_killed": self._guard.killed,
             "memcached": str(self._place.address) if self._place.open else "",
@@ -196,10 +253,14 @@ class MemoryModule:
             if self.store.broken:
                 raise InternalFault(f"{self.store!r} must be opened anew: {self.store.broken}")
             self.store.env.reader_check()
+            with contextlib.suppress(VirgoError), self.store.batching() as batch:
+                batch.drop_claims(now_ms(), MEMORY_CLAIMS_TIDIED_MAX)
             if loop.time() >= next_sweep:
                 next_sweep = loop.time() + MEMORY_SWEEP_S
                 with contextlib.suppress(VirgoError):  # what is left over is found by the next sweep
                     await self._chunks.sweep()
+                with contextlib.suppress(VirgoError):  # likewise
+                    await self.shared.tidy()
 
 
 def _may_write(session: Session) -> bool:

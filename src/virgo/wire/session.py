@@ -17,9 +17,9 @@ import contextvars
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from virgo import context as contexts
 from virgo.context import NOBODY, ROLES, Context, Identity
@@ -37,8 +37,9 @@ from virgo.limits import (
 )
 from virgo.wire import resp
 from virgo.wire.answers import Answers, Slot
+from virgo.wire.batches import Batches, fail
 from virgo.wire.commands import Command, CommandTable
-from virgo.wire.hooks import Batch, Interceptor
+from virgo.wire.hooks import Interceptor
 from virgo.wire.peer import hung_up, identify
 from virgo.wire.refusals import defect, denied
 from virgo.wire.runs import handle_run
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virgo.wire")
 
-B = TypeVar("B", bound=Batch)
+
 _SMALL_BYTES = 512  # answers below this are not counted against OUTPUT_PAUSE_BYTES
 
 
@@ -63,6 +64,7 @@ class Session(asyncio.Protocol):
         remote: whether it has come by TCP.
         queue: requests that were received and are not handled yet.
         attached: what commands keep for the connection, by a name of their own.
+        batch: gives the chunk's batch of a key, made by a function on first use.
     """
 
     def __init__(self, service: Service, number: int) -> None:
@@ -86,7 +88,8 @@ class Session(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = False  # a request is being awaited that those behind it wait for
         self._exclusive = False  # that, or as many are being awaited as may be
-        self._batches: dict[bytes, Batch] = {}
+        self._batches = Batches(self._error)
+        self.batch = self._batches.get
         self._closing = False
         self._ended = False  # the client will send no more
         self._lingers = False  # a fault was answered, and the client may read it
@@ -110,13 +113,6 @@ class Session(asyncio.Protocol):
     def working(self) -> bool:
         """Whether requests of this connection are being handled."""
         return bool(self._tasks)
-
-    def batch(self, key: bytes, factory: Callable[[], B]) -> B:
-        """The chunk's batch of that key, made by `factory` on first use."""
-        found = self._batches.get(key)
-        if found is None:
-            found = self._batches[key] = factory()
-        return found  # type: ignore[return-value]
 
     def login(self, identity: Identity) -> None:
         """Go on as this identity."""
@@ -349,12 +345,15 @@ class Session(asyncio.Protocol):
     def _start(self, command: Command, work: Coroutine[Any, Any, Any], context: Context) -> None:
         """Await the work in a task of its own; its answer keeps its place in the order."""
         slot = self._answers.promise()
-        with contexts.using(context):
-            task = self.service.loop.create_task(self._await(command, work, context, slot))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         if not command.concurrent:
             self._serial = True
+        with contexts.using(context):
+            self._spawn(self._await(command, work, context, slot))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.service.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         self._exclusive = self._serial or len(self._tasks) >= CONCURRENT_CALLS_MAX
 
     async def _await(
@@ -393,30 +392,28 @@ class Session(asyncio.Protocol):
 
     def finish(self, out: list[bytes], writes: list[int]) -> None:
         """Close the batches, then send the answers of the chunk so far."""
-        if self._batches:
-            failure = self._close_batches()
-            if failure is not None:
-                for position in writes:
-                    if out[position] is not resp.SILENT:
-                        out[position] = self._error(failure)
-        if out:
+        pending = self._batches.close(out, writes) if self._batches else None
+        if pending is not None:
+            self._spawn(self._hold(pending, self._answers.promise(), out.copy(), writes.copy()))
+            out.clear()
+            writes.clear()
+        elif out:
             self._answers.add(out.copy(), self._transport)
             out.clear()
             writes.clear()
         if self._closing or self._ended:
             self._flush()
 
-    def _close_batches(self) -> VirgoError | None:
-        failure: VirgoError | None = None
-        batches, self._batches = self._batches, {}
-        for batch in batches.values():
-            try:
-                batch.close()
-            except VirgoError as error:
-                failure = failure or error
-            except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
-                failure = failure or defect([b"batch"], error)
-        return failure
+    async def _hold(self, pending: Awaitable[None], slot: Slot, out: list[bytes], writes: list[int]) -> None:
+        """Send answers once what they acknowledge is wherever it has to be."""
+        try:
+            await pending
+        except VirgoError as error:
+            fail(out, writes, self._error(error))
+        self._answers.fill(slot, out)
+        self._exclusive = self._serial
+        self._flush()
+        self.service.loop.call_soon(self._drain)
 
     def _flush(self) -> None:
         """Send the answers that are there, in order; close if that was asked and all is sent."""

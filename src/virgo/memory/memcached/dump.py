@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote_from_bytes
 
-from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS
+from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS_ALL
 from virgo.memory.batch import Batch
 from virgo.memory.entries import live, now_ms, number
 from virgo.memory.keyspace import Entry, stored_key
@@ -30,7 +30,7 @@ class Dump:
         The form is `keys` for the lines of metadump, `items` for those of cachedump. Keys that are none
         for memcached, longer ones for example, are shown too.
         """
-        slot = number(request[1], "the slot", low=0, high=MEMORY_SLOTS - 1)
+        slot = number(request[1], "the slot", low=0, high=MEMORY_SLOTS_ALL - 1)
         count = number(request[2], "the count", low=1, high=MEMORY_SCAN_KEYS_MAX)
         onward, keys = batch.scan(slot, count, None)
         lines = []

@@ -121,7 +121,8 @@ class Flagged:
         if wanted.has(b"C") and mode in (b"set", b"replace"):
             mode = b"cas"
         state = BINARY if wanted.has(b"b") else 0
-        new = Entry(value, until_ms(wanted.seconds, now_ms()), 0, wanted.mark, wanted.cas, state)
+        expires_ms = until_ms(wanted.seconds, now_ms())
+        new = Entry(value, expires_ms, mark=wanted.mark, version=wanted.cas, state=state)
         outcome, version = self._items.put(batch, key, mode, new, accept_old=wanted.has(b"I"))
         code = _CODES.get(outcome)
         if code is None:

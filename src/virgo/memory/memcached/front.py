@@ -6,6 +6,7 @@ that node does not answer is SERVER_ERROR, never a miss.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from virgo.context import NOBODY
@@ -50,7 +51,8 @@ class Front:
         self.figures = Figures()
         self.items = Items(item_bytes_max)
         flagged, dump = Flagged(self.items), Dump(self.items)
-        self._get = _verb("GET", self.items.get, "cas seconds key [key...]")
+        self._get = _verb("GET", self.items.get, "cas seconds key [key...]", shape="rest")
+        self._gat = replace(self._get, changes=True, lazy=True)  # the same, with a time
         self._verbs = [
             _verb(
                 "STORE", self.items.store, "key quiet mode mark seconds cas value", changes=True, creates=True
@@ -59,12 +61,14 @@ class Front:
             _verb("TOUCH", self.items.touch, "key quiet seconds", changes=True),
             _verb("DELETE", self.items.delete, "key quiet", changes=True),
             _verb("REFUSE", self.items.refuse, "key quiet answer", changes=True),
-            _verb("MG", flagged.get, "key quiet [flag...]", creates=True),
+            _verb("MG", flagged.get, "key quiet [flag...]", changes=True, lazy=True, creates=True),
             _verb("MS", flagged.store, "key quiet value [flag...]", changes=True, creates=True),
             _verb("MD", flagged.delete, "key quiet [flag...]", changes=True),
             _verb("MA", flagged.add, "key quiet [flag...]", changes=True, creates=True),
             _verb("ME", dump.show, "key quiet form"),
         ]
+        for verb in (self._get, self._verbs[-1]):
+            keys.answer_from_copies(verb)
         self.page = _verb("PAGE", dump.page, "slot count form")
         self._store_verb = self._verbs[0]
 
@@ -159,12 +163,11 @@ class Front:
         return self._get_elsewhere(session, request, keys)
 
     async def _get_elsewhere(self, session: Session, request: list[bytes], keys: list[bytes]) -> Encoded:
-        groups: dict[int, list[int]] = {}
-        for position, number in enumerate(await self._keys.locate(keys, assigns=False)):
-            groups.setdefault(number or self._number, []).append(position)
+        groups = await self._keys.grouped(keys, assigns=False)
+        verb = self._gat if request[2] else self._get
         work = [
-            self._keys.at(number, self._get, [*request[:3], *(keys[position] for position in positions)])
-            for number, positions in groups.items()
+            self._keys.at(number, verb, [*request[:3], *(keys[position] for position in positions)])
+            for (number, _), positions in groups.items()
         ]
         parts = [b""] * len(keys)
         for positions, found in zip(groups.values(), await parallel.gather(work), strict=True):
@@ -224,14 +227,13 @@ def _verb(name: str, local: Any, usage: str, **more: Any) -> Verb:
 
 
 def _command(verb: Verb, handler: Handler, **more: Any) -> Command:
-    writes = verb.changes or verb.name in (f"{PREFIX}MG", f"{PREFIX}GET")  # these do so by their flags
     return Command(
         verb.name,
         handler,
-        "write" if verb.changes else "read",
+        "write" if verb.changes and not verb.lazy else "read",
         verb.arguments_min,
         verb.arguments_max,
-        writes=writes,
+        writes=verb.changes or verb.name == f"{PREFIX}GET",  # with a time it does
         usage=verb.usage,
         summary=verb.summary,
         **more,

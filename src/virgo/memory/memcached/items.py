@@ -16,7 +16,7 @@ from typing import Final
 
 from virgo.memory.batch import Batch
 from virgo.memory.entries import live, now_ms, use
-from virgo.memory.keyspace import Entry, stored_key
+from virgo.memory.keyspace import Entry, encode_entry, stored_key
 from virgo.memory.memcached.numbers import U32_MAX, checked, seconds_of, unsigned64, until_ms
 from virgo.memory.memcached.orders import TOO_LARGE, item_bytes
 from virgo.memory.memcached.uses import Uses
@@ -96,7 +96,7 @@ class Items:
         if entry.expires_ms and entry.expires_ms <= now_ms():
             batch.delete_key(stored)
         else:
-            batch.renew_entry(stored, entry)
+            batch.put_record(stored, encode_entry(entry, entry.version), entry.expires_ms)
 
     def store(self, batch: Batch, request: list[bytes]) -> bytes:
         """STORE key quiet mode mark seconds cas value."""

@@ -17,8 +17,7 @@ from typing import Any, Final
 from virgo._version import __version__
 from virgo.clock import wall_ms
 from virgo.errors import TooLarge, VirgoError
-from virgo.limits import CONNECTIONS_MAX, MEMORY_REPLY_BYTES_MAX, MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS, MiB
-from virgo.memory import generic
+from virgo.limits import CONNECTIONS_MAX, MEMORY_REPLY_BYTES_MAX, MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS_ALL, MiB
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
 from virgo.memory.memcached.figures import Figures, lines
@@ -96,15 +95,12 @@ class Lines:
         if self._flush_ms <= now:
             self._flush_ms = 0
             try:
-                await self._flush()
+                await self._listing.flush()
             except VirgoError:
                 if quiet:
                     return SILENT
                 raise
         return SILENT if quiet else _OK
-
-    async def _flush(self) -> None:
-        await self._listing.everywhere(generic.flush, [b"MEMORY.KEYS.FLUSH"])
 
     async def run(self) -> None:
         """Forget all when it is time; runs until cancelled."""
@@ -116,7 +112,7 @@ class Lines:
             except TimeoutError:
                 self._flush_ms = 0
                 try:
-                    await self._flush()
+                    await self._listing.flush()
                 except VirgoError as error:  # nobody waits for it who could be told
                     log.warning("a flush_all that was to come has failed: %s", error)
 
@@ -138,7 +134,7 @@ class Lines:
         size = 0
         for number in await self._listing.owners():
             slot = 0
-            while slot < MEMORY_SLOTS and not (most and len(found) >= most):
+            while slot < MEMORY_SLOTS_ALL and not (most and len(found) >= most):
                 request = [PAGE, b"%d" % slot, b"%d" % (MEMORY_SCAN_KEYS_MAX // 100), form]
                 onward, page = await self._keys.at(number, self._front.page, request)
                 slot = int(onward)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from virgo.errors import BadRequest, TooLarge, VirgoError
+from virgo.errors import TooLarge, VirgoError
 from virgo.limits import MEMCACHED_GET_BYTES_MAX, MEMCACHED_LINE_BYTES_MAX
 from virgo.memory.memcached import classic
-from virgo.memory.memcached.orders import BAD_CHUNK, Order, say
+from virgo.memory.memcached.orders import BAD_CHUNK, QUIT, Order, say
 
 _GETS: Final = (b"get ", b"gets ")
 _END: Final = b"\r\n"
+_ALL: Final = 1 << 62  # to be skipped, when nothing more is read from a connection
 
 
 class MemcachedReader:
@@ -89,8 +90,10 @@ class MemcachedReader:
         line = chunk[start : end - 1 if end - start > 1 and chunk[end - 1] == 13 else end]
         if len(line) > min(self.request_bytes_max, MEMCACHED_GET_BYTES_MAX):
             raise _too_long()
-        if classic.is_http(line):
-            raise BadRequest("this port does not speak HTTP")
+        if classic.is_http(line):  # whoever sends this reads no answer of ours; memcached hangs up, too
+            requests.append([QUIT])
+            self._skip = _ALL
+            return len(chunk)
         order = classic.order(line, self._item_bytes_max)
         if order.data_bytes < 0:
             requests.append(order.request)
