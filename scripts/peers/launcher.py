@@ -93,6 +93,7 @@ def settings(options: list[tuple[str, str]], home: Path) -> dict[str, str]:
         "VIRGO_MEMORY_MEMCACHED_ROLES": json.dumps(["read", "write", "admin"]),
         "VIRGO_MEMORY_MEMCACHED_ITEM_BYTES": str(size_of(given["-I"])),
         "VIRGO_MEMORY_CAPACITY_BYTES": str(max(16, int(given["-m"])) * 1024 * 1024),
+        "VIRGO_MEMORY_EVICT": "false" if ("-M", "") in options else "true",
         "VIRGO_CPU_WORKERS": "1",
         "VIRGO_HOME": str(home),
     }

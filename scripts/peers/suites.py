@@ -57,7 +57,7 @@ class Outcome:
     @property
     def ended_early(self) -> bool:
         """Whether the file ended before its last assertion."""
-        return not self.skipped and self.passed + len(self.failed) < max(1, self.planned)
+        return not self.skipped and not 0 < self.planned <= self.passed + len(self.failed)
 
     def __str__(self) -> str:
         if self.skipped:

@@ -201,7 +201,7 @@ _LINES: Final[dict[bytes, Parse]] = {
     b"ma": meta.add,
     b"me": meta.show,
     b"mn": _says(b"MN\r\n"),
-    # What a pool of memory has not got: eviction, slabs, a log of requests.
+    # What is not offered: to stop a node, and to watch what others do.
     b"shutdown": _says(b"ERROR: shutdown not enabled\r\n"),
     b"watch": _says(b"CLIENT_ERROR watch commands not allowed\r\n"),
 }

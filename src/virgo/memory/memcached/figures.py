@@ -1,6 +1,6 @@
 """What a node has served by memcached's protocol, in the words of `stats`.
 
-Only what is true is said: there are no figures of slabs and evictions, since there are none of these.
+Only what is true is said: there are no figures of slabs, since there are none.
 Counts are of this node's listener, since it started or since `stats reset`; sizes are of this node's store.
 """
 

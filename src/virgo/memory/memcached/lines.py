@@ -183,7 +183,7 @@ class Lines:
             ("threads", 1),
             ("bytes", store["used_bytes"]),
             ("curr_items", store["keys"]),
-            ("evictions", 0),
+            ("evictions", self._store.evictor.evicted),
         ]
 
     def _settings(self, session: Session) -> list[tuple[str, object]]:
@@ -195,7 +195,7 @@ class Lines:
             ("udpport", 0),
             ("inter", address.host or "NULL"),
             ("verbosity", 0),
-            ("evictions", "off"),
+            ("evictions", "on" if self._store.state.evicts else "off"),
             ("domain_socket", address.path or "NULL"),
             ("num_threads", 1),
             ("cas_enabled", "yes"),
