@@ -41,7 +41,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCloud]:
     """Two nodes."""
     home = tmp_path_factory.mktemp("mc2")
     try:
-        yield start_cloud(home, 2, environment=unix(home))
+        large = {"VIRGO_MEMORY_MEMCACHED_ITEM_BYTES": str(64 << 20)}
+        yield start_cloud(home, 2, environment={**unix(home), **large})
     finally:
         stop_cloud(home)
 
@@ -387,13 +388,14 @@ def test_a_slow_reader_is_not_read_from(pair: RunningCloud, talks: tuple[Talk, T
     assert talks[0].ask(b"get nothing\r\n") == b"END\r\n"
 
 
-def test_values_larger_than_a_mebibyte_can_be_allowed(
-    make_cloud: Callable[..., RunningCloud], tmp_path: Path
-) -> None:
-    """The largest item is a setting; a large value comes back whole, also when it is sent in pieces."""
-    make_cloud(1, environment={**unix(tmp_path), "VIRGO_MEMORY_MEMCACHED_ITEM_BYTES": str(64 << 20)})
-    talk = Talk(tmp_path / "mc-n1")
+def test_values_larger_than_a_mebibyte_can_be_allowed(talks: tuple[Talk, Talk]) -> None:
+    """The largest item is a setting; a large value comes back whole, also by pieces and by another node."""
     value = os.urandom(1 << 20) * 8
-    assert talk.ask(b"set large 0 0 %d\r\n" % len(value), value, b"\r\n") == b"STORED\r\n"
-    assert talk.ask(b"get large\r\n") == b"VALUE large 0 %d\r\n%b\r\nEND\r\n" % (len(value), value)
-    talk.close()
+    for key in spread(talks, 4):
+        stored = talks[0].ask(b"set %b 0 0 %d\r\n" % (key, len(value)), value, b"\r\n")
+        assert stored == b"STORED\r\n"
+        assert talks[1].ask(b"get %b\r\n" % key) == b"VALUE %b 0 %d\r\n%b\r\nEND\r\n" % (
+            key,
+            len(value),
+            value,
+        )

@@ -278,7 +278,7 @@ _META = st.one_of(
     requests=st.lists(st.one_of(_CLASSIC, _META), min_size=1, max_size=12),
     cuts=st.lists(st.integers(0, 400), max_size=4),
 )
-@settings(max_examples=250)
+@settings(max_examples=150)
 def test_answers_are_those_of_memcached(
     pair: Callable[[], Pair], requests: list[bytes], cuts: list[int]
 ) -> None:
@@ -331,7 +331,7 @@ def filled(request: bytes, cas: int) -> bytes:
 
 
 @given(requests=st.lists(st.one_of(_WITH_CAS, _META, stores()), min_size=2, max_size=12))
-@settings(max_examples=120)
+@settings(max_examples=80)
 def test_cas_uniques_decide_as_in_memcached(pair: Callable[[], Pair], requests: list[bytes]) -> None:
     """Requests that compare with an item's cas unique, a lower or a higher one, come out alike, and so do
     stale items and who is told to renew them."""
