@@ -15,7 +15,7 @@ from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import changed
 from virgo.memory.figures import Pool, SpaceInfo
-from virgo.memory.keeping import OPENING
+from virgo.memory.keeping import OPENING, PLAIN, Keep
 from virgo.memory.mapped import MISSING, Held, open_mapped
 from virgo.memory.segments import Segment
 from virgo.memory.verbs import Verb
@@ -106,6 +106,17 @@ def encode_data(data: Data) -> bytes:
 def as_is(reply: Any) -> Any:
     """Decode what needs no decoding."""
     return reply
+
+
+def malloc_kept(size: int, node: str | None, keep: Keep, *, shared: bool = False) -> Call[int]:
+    """Allocate what is kept in some way; answers the id."""
+    if keep == PLAIN:
+        return malloc(size, node, shared=shared)
+    if node or shared:
+        raise BadArgument("copies and durable go with neither node nor shared", hint="Leave one of them out.")
+    copies = ("COPIES", 2) if keep.copies == 2 else ()
+    durable = ("DURABLE",) if keep.durable else ()
+    return Call(("VIRGO_MALLOC", whole(size, "the size"), *copies, *durable), int)
 
 
 def malloc(size: int, node: str | None, *, shared: bool = False, note: str = "") -> Call[int]:
