@@ -54,6 +54,6 @@ Shared regions as every process of the machine has them:
     leases        which segments are near, views, the right to write in place
     arrays        NumPy arrays in them
 
-And: `service`, the node's module; `calls`, requests and the meaning of their answers; `client` and `region`,
-what users hold; `aclient` and `aregion`, the same for asyncio.
+And: `service`, the node's module; `calls` and `regioncalls`, requests and what is answered; `client` and
+`region`, what users hold; `aclient` and `aregion`, the same for asyncio.
 """
