@@ -17,8 +17,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virgo.errors import NotRunning
-from virgo.memory import calls
-from virgo.memory.calls import Data, Key, RegionInfo, Versioned
+from virgo.memory import calls, regioncalls
+from virgo.memory.calls import Data, Key, Versioned
 from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import checked
 from virgo.memory.leases import Nearby, View, descriptor_of, load_arrays, not_near
@@ -26,6 +26,7 @@ from virgo.memory.mapped import MISSING
 from virgo.memory.mapping import KeyMapping, Namespace
 from virgo.memory.reach import Reach
 from virgo.memory.region import Region
+from virgo.memory.regioncalls import RegionInfo
 from virgo.memory.segments import Segment
 from virgo.wire.call import Call, Runner, whole
 
@@ -82,7 +83,7 @@ class MemoryClient(KeyMapping):
         """
         region = Region(
             self,
-            self._reach.run(calls.malloc_kept(size, node, checked(copies, durable), shared=shared)),
+            self._reach.run(regioncalls.malloc_kept(size, node, checked(copies, durable), shared=shared)),
             size,
         )
         if shared:
@@ -91,7 +92,7 @@ class MemoryClient(KeyMapping):
 
     def segment(self, identifier: int) -> Segment | None:
         """The file of a shared region, None if it is not shared or not on this machine. Raises UnknownId."""
-        info = self._reach.run(calls.segment(identifier))
+        info = self._reach.run(regioncalls.segment(identifier))
         return None if info is None else self._near.learn(info)
 
     def view_region(
@@ -125,14 +126,16 @@ class MemoryClient(KeyMapping):
         """
         arrays = load_arrays()
         size, note = arrays.describe(shape, dtype)
-        identifier = self._reach.run(calls.malloc(size, node or calls.HERE, shared=True, note=note))
+        identifier = self._reach.run(
+            regioncalls.malloc(size, node or regioncalls.HERE, shared=True, note=note)
+        )
         array: SharedArray = arrays.creator(self.attach(identifier))
         return array
 
     def attach(self, identifier: int) -> SharedArray:
         """The array of an id, to read, and after `acquire` to write. Raises UnknownId, BadArgument."""
         arrays = load_arrays()
-        info = self._reach.run(calls.segment(identifier))
+        info = self._reach.run(regioncalls.segment(identifier))
         if info is None:
             raise arrays.no_array(identifier)
         array: SharedArray = arrays.build(
@@ -170,7 +173,7 @@ class MemoryClient(KeyMapping):
             else:
                 if found is not MISSING:
                     return found  # type: ignore[no-any-return]
-        return self._on_file(identifier, Segment.read, calls.get_region(identifier))
+        return self._on_file(identifier, Segment.read, regioncalls.get_region(identifier))
 
     def _on_file(self, identifier: int, work: Callable[[Segment], T], call: Call[T]) -> T:
         """On the file of a shared region that is known to be near, else by the node."""
@@ -179,7 +182,7 @@ class MemoryClient(KeyMapping):
 
     def read_region(self, identifier: int, offset: int = 0, size: int | None = None) -> bytes:
         """A part of a region's value; see `Region.read`."""
-        call = calls.get_region(identifier, offset, size)
+        call = regioncalls.get_region(identifier, offset, size)
         local = self._reach.local or self._reach.attach()
         if local is not None:
             try:
@@ -194,7 +197,7 @@ class MemoryClient(KeyMapping):
     def set_region(self, identifier: int, data: Data, offset: int | None = None) -> None:
         """Replace a region's value, or write over a part of it."""
         raw = calls.encode_data(data)
-        call = calls.set_region(identifier, raw, offset)
+        call = regioncalls.set_region(identifier, raw, offset)
         local = self._reach.local or self._reach.attach()
         if local is None or not local.set_region(identifier, raw, offset):
             self._on_file(identifier, lambda segment: segment.write(raw, offset), call)
@@ -202,11 +205,11 @@ class MemoryClient(KeyMapping):
     def free_region(self, identifier: int) -> None:
         """Free a region."""
         self._near.forget(identifier)
-        self._reach.run(calls.free_region(identifier))
+        self._reach.run(regioncalls.free_region(identifier))
 
     def describe(self, identifier: int) -> RegionInfo:
         """What its home knows of a region."""
-        return self._reach.run(calls.describe(identifier))
+        return self._reach.run(regioncalls.describe(identifier))
 
     # --- keys ---------------------------------------------------------------------------------
 
