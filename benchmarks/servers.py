@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,53 +40,98 @@ def free_port() -> int:
         return port
 
 
+class Server:
+    """A server process that may be ended, and started anew with the same command.
+
+    Args:
+        command: what runs in the foreground.
+        port: where it listens.
+    """
+
+    def __init__(self, command: Sequence[str], port: int) -> None:
+        self.command = command
+        self.port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Server {self.command[0]} at {self.port}, pid {self.pid}>"
+
+    def __enter__(self) -> Server:
+        self.start()
+        self.await_port()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    @property
+    def pid(self) -> int:
+        """Of the running process, 0 if there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    def start(self) -> None:
+        """Start it, without waiting for anything."""
+        self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def await_port(self) -> None:
+        """Wait until it listens."""
+        assert self._process is not None
+        deadline = time.monotonic() + _START_S
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(
+                    f"{self.command!r} ended at its start with status {self._process.returncode}"
+                )
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.command!r} does not listen after {_START_S:g} s")
+            time.sleep(0.02)
+
+    def end(self, number: signal.Signals = signal.SIGTERM, *, time_s: float = _STOP_S) -> None:
+        """Send a signal, and wait for the end; SIGKILL if it does not come."""
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        try:
+            self._process.wait(time_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise RuntimeError(f"{self.command!r} did not end within {time_s:g} s") from None
+        finally:
+            self._process = None
+
+
+def redis(directory: str, *options: str) -> Server:
+    """A redis-server that keeps its files in `directory`; by default without persistence."""
+    port = free_port()
+    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", directory]
+    command += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
+    return Server([*command, *options], port)
+
+
+def memcached_of(megabytes: int, *options: str) -> Server:
+    """A memcached with so much room."""
+    port = free_port()
+    command = ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-m", str(megabytes)]
+    if os.geteuid() == 0:
+        command += ["-u", "root"]  # it does not run as root unless told so
+    return Server([*command, *options], port)
+
+
 @contextlib.contextmanager
 def redis_server() -> Iterator[int]:
     """A fresh redis-server without persistence; gives its port."""
-    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
-        port = free_port()
-        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", directory]
-        command += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
-        with _running(command, port):
-            yield port
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory, redis(directory) as server:
+        yield server.port
 
 
 @contextlib.contextmanager
-def memcached() -> Iterator[int]:
-    """A fresh memcached with 256 MB; gives its port."""
-    port = free_port()
-    command = ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-m", "256"]
-    if os.geteuid() == 0:
-        command += ["-u", "root"]  # it does not run as root unless told so
-    with _running(command, port):
-        yield port
-
-
-@contextlib.contextmanager
-def _running(command: list[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        _await_port(process, port)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + _START_S
-    while True:
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args!r} ended at its start with status {process.returncode}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args!r} does not listen after {_START_S:g} s")
-        time.sleep(0.02)
+def memcached(megabytes: int = 256, *options: str) -> Iterator[int]:
+    """A fresh memcached; gives its port."""
+    with memcached_of(megabytes, *options) as server:
+        yield server.port
 
 
 @dataclass(frozen=True, slots=True)
