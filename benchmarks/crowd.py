@@ -20,6 +20,7 @@ from benchmarks.timing import calls_until, quantile, samples_ns, undisturbed
 
 Opener = Callable[[ExitStack], Values]
 SETS_EVERY = {"get": 0, "set": 1, "90/10": 10}  # of so many calls one is a set; 0 for none
+_CLIENT_LIBRARIES = ("virgo.memory.client", "redis", "pymemcache.client.base")
 _SOON_S = 0.03  # until when a task has reached everybody
 _WARM_S = 0.01
 _ANSWER_S = 60.0
@@ -53,7 +54,8 @@ class Crowd:
     """
 
     def __init__(self, opener: Opener, count: int, keys: Sequence[str], value: bytes) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__, *_CLIENT_LIBRARIES])  # imported once for all
         self._members: list[tuple[Any, Connection]] = []
         for number in range(count):
             ours, theirs = context.Pipe()

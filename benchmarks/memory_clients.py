@@ -26,7 +26,7 @@ class Shared(Hosted):
 
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)
-        self._time_s = 0.03 if quick else 0.5
+        self._time_s = 0.01 if quick else 0.5
 
         self.opener: Opener
 

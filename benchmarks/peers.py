@@ -15,7 +15,7 @@ _OBJECT_STORE_BYTES = 1024**3
 
 @contextlib.contextmanager
 def ray_session(object_store_bytes: int = _OBJECT_STORE_BYTES) -> Iterator[Any]:
-    """Ray on two processors, no dashboard, nothing reported anywhere; its object store has 1 GiB by default."""
+    """Ray on two processors, no dashboard, nothing reported anywhere; an object store of 1 GiB by default."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
