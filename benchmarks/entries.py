@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import array, clone, memory, memory_clients, memory_room, memory_sizes, wire
+from benchmarks import array, clone, memory, memory_clients, memory_restart, memory_room, memory_sizes, wire
 from benchmarks.harness import Entry
 
 ENTRIES: dict[str, Entry] = {
@@ -13,6 +13,7 @@ ENTRIES: dict[str, Entry] = {
         memory_sizes.ENTRY,
         memory_clients.ENTRY,
         memory_room.ENTRY,
+        memory_restart.ENTRY,
         clone.ENTRY,
         array.ENTRY,
     )

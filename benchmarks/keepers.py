@@ -26,6 +26,7 @@ class Values:
     Attributes:
         get: the value of a key; None if it is absent.
         set: set one key.
+        get_many: the values of several keys in one request, in order; None for those that are absent.
         set_many: set several keys in one request.
         delete: delete one key.
         delete_many: delete several keys, in one request or without waiting for each answer.
@@ -33,6 +34,7 @@ class Values:
 
     get: Callable[[str], Any]
     set: Callable[[str, bytes], Any]
+    get_many: Callable[[Sequence[str]], list[Any]]
     set_many: Callable[[Mapping[str, bytes]], Any]
     delete: Callable[[str], Any]
     delete_many: Callable[[Sequence[str]], Any]
@@ -62,10 +64,15 @@ def _of_ours(memory: Any) -> Values:
     return Values(
         get=memory.get,
         set=memory.set,
+        get_many=lambda keys: _in_order(memory.get_many(keys), keys),
         set_many=memory.set_many,
         delete=memory.__delitem__,
         delete_many=lambda keys: memory.delete(*keys),
     )
+
+
+def _in_order(found: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
+    return [found.get(key) for key in keys]
 
 
 def redis_py(running: ExitStack, port: int) -> Values:
@@ -76,6 +83,7 @@ def redis_py(running: ExitStack, port: int) -> Values:
     return Values(
         get=client.get,
         set=client.set,
+        get_many=client.mget,
         set_many=client.mset,
         delete=client.delete,
         delete_many=lambda keys: client.delete(*keys),
@@ -97,6 +105,7 @@ def pymemcache(running: ExitStack, port: int) -> Values:
     return Values(
         get=client.get,
         set=client.set,
+        get_many=lambda keys: _in_order(client.get_many(keys), keys),
         set_many=set_many,
         delete=client.delete,
         delete_many=lambda keys: client.delete_many(keys, noreply=True),

@@ -108,7 +108,7 @@ class Roomy(Hosted):
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)
         self._cycles = min(_CYCLES_QUICK, CYCLES) if quick else CYCLES
-        self._time_s = 0.05 if quick else 0.5
+        self._time_s = 0.02 if quick else 0.5
 
     def start(self) -> None:
         """Nothing: each part has a fresh server."""
@@ -120,6 +120,8 @@ class Roomy(Hosted):
     def measure(self) -> Figures:
         with self.serve() as served:
             figures = self._fill(served)
+            if self.quick:  # the figures mean nothing, so one server is enough
+                return figures | self._churn(served)
         with self.serve() as served:
             return figures | self._churn(served)
 
@@ -186,14 +188,11 @@ class Ours(Roomy):
     @contextmanager
     def serve(self) -> Iterator[Served]:
         from virgo.home import node_directory
-        from virgo.node import control
 
         with ExitStack() as running:
-            home = running.enter_context(servers.virgo_cloud()).home
-            values = keepers.virgo_mapped(running, home)
-            record = control.running(home)
-            assert record is not None, "the cloud is up"
-            supervisor, store = record["process"]["pid"], node_directory(home, "n1") / "memory"
+            cloud = running.enter_context(servers.virgo_cloud())
+            values = keepers.virgo_mapped(running, cloud.home)
+            supervisor, store = cloud.supervisor().pid, node_directory(cloud.home, "n1") / "memory"
             yield Served(values, lambda: held_bytes(with_descendants(supervisor), store))
 
 

@@ -16,8 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.harness import Need
+
+if TYPE_CHECKING:
+    from virgo.kernel.process import ProcessMark
+    from virgo.node.supervisor import UpOptions
 
 REDIS = Need("program", "redis-server", "Debian package redis-server")
 REDIS_BENCHMARK = Need("program", "redis-benchmark", "Debian package redis-tools")
@@ -136,17 +141,53 @@ def memcached(megabytes: int = 256, *options: str) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Virgo:
-    """A cloud of one node.
+    """A cloud of one node, `n1`.
 
     Attributes:
         home: its VIRGO_HOME.
         memory_port: TCP port of its memory module.
-        token: for TCP.
+        options: how it is started.
     """
 
     home: Path
     memory_port: int
-    token: str
+    options: UpOptions
+
+    @property
+    def token(self) -> str:
+        """For TCP."""
+        return (self.home / "token").read_text().strip()
+
+    def start(self) -> None:
+        """As `virgo up --detach`: returns when it serves."""
+        from virgo.node import control
+
+        control.start_detached(self.home, self.options)
+
+    def stop(self) -> None:
+        """As `virgo down`; nothing if it is not up."""
+        from virgo.errors import NotRunning
+        from virgo.node import control
+
+        with contextlib.suppress(NotRunning):
+            control.stop(self.home)
+
+    def supervisor(self) -> ProcessMark:
+        """The process that all others descend from."""
+        return self._mark("up")
+
+    def node(self) -> ProcessMark:
+        """The node's process."""
+        return self._mark("n1")
+
+    def _mark(self, name: str) -> ProcessMark:
+        from virgo.home import read_record, record_path
+        from virgo.kernel.process import ProcessMark
+
+        record = read_record(record_path(self.home, name))
+        if record is None:
+            raise RuntimeError(f"{name} does not run under {self.home}")
+        return ProcessMark.from_json(record["process"])
 
 
 @contextlib.contextmanager
@@ -155,14 +196,12 @@ def virgo_cloud() -> Iterator[Virgo]:
 
     It is told that this process owns it, so it ends even if this process is killed.
     """
-    from virgo.errors import NotRunning
     from virgo.kernel.process import ProcessMark
     from virgo.members import PORTS
-    from virgo.node import control
     from virgo.node.supervisor import UpOptions
 
     with tempfile.TemporaryDirectory(prefix="home-") as directory:
-        home, offset = Path(directory), _free_offset()
+        offset = _free_offset()
         options = UpOptions(
             nodes=["n1"],
             owner=ProcessMark.of(os.getpid()).to_json(),
@@ -172,13 +211,12 @@ def virgo_cloud() -> Iterator[Virgo]:
                 "VIRGO_CPU_WORKERS": str(WORKERS),
             },
         )
+        cloud = Virgo(Path(directory), PORTS["memory"] + offset, options)
         try:
-            control.start_detached(home, options)
-            token = (home / "token").read_text().strip()
-            yield Virgo(home, PORTS["memory"] + offset, token)
+            cloud.start()
+            yield cloud
         finally:
-            with contextlib.suppress(NotRunning):
-                control.stop(home)
+            cloud.stop()
 
 
 def _free_offset() -> int:
