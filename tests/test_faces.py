@@ -32,8 +32,8 @@ from virgo.files.client import FilesClient
 from virgo.files.core import parse_mode
 from virgo.files.cursor import Cursor
 from virgo.files.stream import RemoteFile
-from virgo.memory.aclient import AsyncMemoryClient, AsyncRegion
-from virgo.memory.client import MemoryClient, Region
+from virgo.memory.aclient import AsyncMemoryClient, AsyncNamespace, AsyncRegion
+from virgo.memory.client import MemoryClient, Namespace, Region
 from virgo.wire.aclient import AsyncClient
 from virgo.wire.address import Address
 from virgo.wire.client import Client
@@ -97,25 +97,34 @@ def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
     return [(one.name, one.kind, one.default) for one in inspect.signature(function).parameters.values()]
 
 
+_OF_KEYS: dict[str, dict[str, str]] = {
+    "only_blocking": {
+        "__getitem__": f"{_NO_AWAIT}: get",
+        "__setitem__": f"{_NO_AWAIT}: set",
+        "__delitem__": f"{_NO_AWAIT}: delete",
+        "__contains__": f"{_NO_AWAIT}: exists",
+        "__len__": f"{_NO_AWAIT}: count",
+    },
+    "only_asyncio": {"exists": "for `in`", "count": "for `len`"},
+    "parameters": {
+        "setdefault": "a mapping's default is None, which is no value here",
+        "update": "a mapping's is inherited: the same, annotated otherwise",
+    },
+}
+
+
 def memory_pair() -> Pair:
     return Pair(
         MemoryClient(_RUNNER),
         AsyncMemoryClient(_RUNNER),
-        only_blocking={
-            "__getitem__": f"{_NO_AWAIT}: get",
-            "__setitem__": f"{_NO_AWAIT}: set",
-            "__delitem__": f"{_NO_AWAIT}: delete",
-            "__contains__": f"{_NO_AWAIT}: exists",
-            "__len__": f"{_NO_AWAIT}: count",
-        },
-        only_asyncio={"exists": "for `in`", "count": "for `len`"},
         not_awaited={"region": _LOCAL},
         read_there={"mapped": "asks the node at first"},
-        parameters={
-            "setdefault": "a mapping's default is None, which is no value here",
-            "update": "a mapping's is inherited: the same, annotated otherwise",
-        },
+        **_OF_KEYS,
     )
+
+
+def namespace_pair() -> Pair:
+    return Pair(Namespace(_RUNNER, b"n"), AsyncNamespace(_RUNNER, b"n"), **_OF_KEYS)
 
 
 def cpu_pair() -> Pair:
@@ -197,6 +206,7 @@ CLIENTS = [
     Pair(Cloud(_RUNNER), aio.AsyncCloud(_RUNNER), read_there={"nodes": "asks the node"}),
     cpu_pair(),
     memory_pair(),
+    namespace_pair(),
     Pair(FilesClient(_RUNNER), AsyncFilesClient(_RUNNER)),
     Pair(
         Region(_RUNNER, 1),

@@ -41,9 +41,15 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The memory pool. `capacity_bytes` 0 means half of the machine's memory, shared by its nodes."""
+    """The memory pool.
+
+    Attributes:
+        capacity_bytes: 0 means half of the machine's memory, shared by its nodes.
+        evict: whether a full pool forgets the least used keys, also those that are in no cache.
+    """
 
     capacity_bytes: int = 0
+    evict: bool = False
 
 
 class CpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

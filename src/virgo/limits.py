@@ -121,6 +121,8 @@ MEMORY_KEY_BYTES_MAX: Final = 500
 MEMORY_VALUE_BYTES_MAX: Final = 1 * GiB
 # Slots that keys hash to; a slot is the unit of placement. 2 bytes each in one register.
 MEMORY_SLOTS: Final = 4096
+# With those of keys that are kept on two nodes, which come after them.
+MEMORY_SLOTS_ALL: Final = 2 * MEMORY_SLOTS
 # Slots that a node takes beyond those wanted, so that loading many keys costs tens, not thousands, of
 # engine writes; small enough that several nodes loading at once share the table.
 MEMORY_SLOTS_AHEAD: Final = 64
@@ -158,6 +160,42 @@ MEMORY_QUEUED_COMMANDS_MAX: Final = 100_000
 MEMORY_QUEUED_BYTES_MAX: Final = 1 * GiB
 # Values of one answer to MGET together: as much as one value may have.
 MEMORY_REPLY_BYTES_MAX: Final = 1 * GiB
+# All namespaces are one register of the engine, which each node reads when it starts ...
+MEMORY_SPACES_MAX: Final = 4_000
+# ... so their names are short.
+MEMORY_SPACE_NAME_BYTES_MAX: Final = 100
+# A node that was cut off when a namespace was dropped hears of it so much later at most.
+MEMORY_SPACES_REFRESH_S: Final = 5.0
+# Keys of dropped namespaces are removed in rounds of this many, between which others have their turn.
+MEMORY_SWEEP_KEYS_MAX: Final = 1_000
+# How often the keys were used that may be evicted, a byte for each value of a hash: with a million keys few
+# share one.
+MEMORY_SKETCH_BYTES: Final = 4 * MiB
+# Who fills a key names himself by so many bytes at most.
+MEMORY_CLAIM_TOKEN_BYTES_MAX: Final = 64
+# Claims to fill a key that nobody took up are removed in rounds of this many.
+MEMORY_CLAIMS_TIDIED_MAX: Final = 1_000
+# What is evicted at once at least, so that a full cache does not look for room with each key: this ...
+MEMORY_EVICT_BYTES_MIN: Final = 256 * KiB
+# ... or this share of the pool, if that is more.
+MEMORY_EVICT_SHARE: Final = 1 / 256
+# After a round that found nothing to evict, none is begun for so long: it takes milliseconds.
+MEMORY_EVICT_AGAIN_S: Final = 1.0
+# Keys looked at for one eviction before any that may be evicted will do, so that no change takes long.
+MEMORY_EVICT_LOOKS_MAX: Final = 20_000
+# Copies of keys that are sent to another node in one message, unless one value alone is more.
+MEMORY_COPY_BYTES_MAX: Final = 4 * MiB
+# How often a node looks whether it has to take over keys that are kept twice, or to find a mirror for them.
+MEMORY_MIRRORS_LOOK_S: Final = 1.0
+# A node whose pool or disk was full is not asked to take copies for so long.
+MEMORY_MIRRORS_UNABLE_S: Final = 60.0
+# Slots whose keys are sent to a new mirror together: what it remembers meanwhile is bounded by their keys.
+MEMORY_SYNC_SLOTS: Final = 64
+# A request for keys that are kept twice waits so long for the mirror to take over from a lost node: its
+# lease, two looks, and time to spare.
+MEMORY_TAKEOVER_S: Final = 9.0
+# The table of their slots is read again before a request is passed on, unless it was read this recently.
+MEMORY_TABLE_FRESH_S: Final = 0.1
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.
 MEMORY_SCAN_KEYS_MAX: Final = 100_000
 

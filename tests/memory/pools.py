@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +18,22 @@ import hiredis
 
 from virgo.config import Config, MemoryConfig
 from virgo.engine.base import Register
-from virgo.errors import Conflict, NodeLost, NoNode
+from virgo.errors import Conflict, NodeLost, NoNode, NotRunning
 from virgo.members import Load, Member
+from virgo.memory.life import LifeFile
 from virgo.memory.service import MemoryModule
 from virgo.wire import resp
 from virgo.wire.commands import CommandTable
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test that is a coroutine in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        asyncio.run(test(*arguments, **named))
+
+    return run
 
 
 class Registers:
@@ -31,7 +43,7 @@ class Registers:
         self.values: dict[str, Register] = {}
         self.reads = self.writes = 0
 
-    async def get(self, name: str) -> Register | None:
+    async def get(self, name: str, *, fresh: bool = True) -> Register | None:
         self.reads += 1
         await asyncio.sleep(0)
         found = self.values.get(name)
@@ -62,21 +74,21 @@ class Chunk:
     def require(self, role: str, what: str) -> None:
         """Whoever asks here has every role."""
 
-    def close(self) -> None:
+    def close(self) -> list[Any]:
+        """What to await before the chunk is answered."""
         batches, self._batches = self._batches, {}
-        for batch in batches.values():
-            batch.close()
+        return [pending for batch in batches.values() if (pending := batch.close()) is not None]
 
 
 class PoolNode:
     """One node: the services for its module, and the module."""
 
-    def __init__(self, pools: Pools, number: int, directory: Path, capacity_bytes: int) -> None:
+    def __init__(self, pools: Pools, number: int, directory: Path, memory: MemoryConfig) -> None:
         self.pools = pools
         self.name = f"n{number}"
         self.number = number
         self.directory = directory
-        self.config = Config(home=directory, memory=MemoryConfig(capacity_bytes=capacity_bytes))
+        self.config = Config(home=directory, memory=memory)
         self.engine = SimpleNamespace(registers=pools.registers)
         self.up = True
         self.tasks: set[asyncio.Task[None]] = set()
@@ -107,7 +119,7 @@ class PoolNode:
         if node is None:
             raise NoNode(f"no node has the number {number}")
         if not node.up:
-            raise NodeLost(f"node n{number} is lost")
+            raise NodeLost(f"node n{number} is lost") from NotRunning("no connection could be made")
         encoded = [part if isinstance(part, bytes) else str(part).encode() for part in request]
         await self.pools.before_call(number, encoded)
         reply = await node.run(*encoded)
@@ -132,14 +144,22 @@ class PoolNode:
             task.cancel()
         await self.module.stop()
 
+    def module_life(self) -> LifeFile:
+        """What is known of its store between two lives."""
+        return LifeFile(self.directory / "memory")
+
     async def run(self, *request: bytes | str | int) -> Any:
         """One request in a chunk of its own; replies as they are before encoding."""
         encoded = [part if isinstance(part, bytes) else str(part).encode() for part in request]
         command = self.table.find(encoded[0])
         command.check_arity(encoded)
         chunk = Chunk()
-        result = command.handler(chunk, encoded)  # type: ignore[arg-type]
-        chunk.close()
+        try:
+            result = command.handler(chunk, encoded)  # type: ignore[arg-type]
+        finally:
+            pending = chunk.close()
+        for each in pending:
+            await each
         return await result if asyncio.iscoroutine(result) else result
 
     async def settle(self) -> None:
@@ -154,11 +174,11 @@ class PoolNode:
 class Pools:
     """Nodes 1 to `count`."""
 
-    def __init__(self, directory: Path, count: int, capacity_bytes: int) -> None:
+    def __init__(self, directory: Path, count: int, memory: MemoryConfig) -> None:
         self.registers = Registers()
         self.nodes: dict[int, PoolNode] = {}
         for number in range(1, count + 1):
-            self.nodes[number] = PoolNode(self, number, directory / f"n{number}", capacity_bytes)
+            self.nodes[number] = PoolNode(self, number, directory / f"n{number}", memory)
         self.on_call: Callable[[int, list[bytes]], Coroutine[Any, Any, None] | None] | None = None
 
     def __getitem__(self, number: int) -> PoolNode:
@@ -177,9 +197,11 @@ class Pools:
 
 
 @contextlib.asynccontextmanager
-async def pools(directory: Path, count: int = 3, *, capacity_bytes: int = 64 << 20) -> AsyncIterator[Pools]:
-    """Nodes that serve."""
-    made = Pools(directory, count, capacity_bytes)
+async def pools(
+    directory: Path, count: int = 3, *, capacity_bytes: int = 64 << 20, **settings: Any
+) -> AsyncIterator[Pools]:
+    """Nodes that serve; `settings` are further ones of the memory pool."""
+    made = Pools(directory, count, MemoryConfig(capacity_bytes=capacity_bytes, **settings))
     try:
         for node in made.nodes.values():
             await node.start()
@@ -189,4 +211,4 @@ async def pools(directory: Path, count: int = 3, *, capacity_bytes: int = 64 << 
             await node.stop()
 
 
-__all__ = ["Chunk", "PoolNode", "Pools", "Registers", "pools"]
+__all__ = ["Chunk", "PoolNode", "Pools", "Registers", "in_loop", "pools"]

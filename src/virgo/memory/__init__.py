@@ -36,6 +36,6 @@ Regions:
     chunks        pieces of large regions, here and on other nodes
     spread        regions larger than a chunk, over many nodes
 
-And: `service`, the node's module; `calls`, requests and the meaning of their answers; `client`, what users
-hold; `aclient`, the same for asyncio.
+And: `service`, the node's module; `calls`, requests and the meaning of their answers; `client` and `region`,
+what users hold; `aclient` and `aregion`, the same for asyncio.
 """

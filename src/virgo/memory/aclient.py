@@ -12,122 +12,39 @@ What asks the node is a method that is awaited, also where the blocking face has
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import aclosing
-from types import TracebackType
 from typing import Any
 
-from virgo.errors import Conflict, NotRunning, UnknownCommand
+from virgo.errors import NotRunning
 from virgo.memory import calls
-from virgo.memory.calls import Data, Key, Local, RegionInfo, Versioned
+from virgo.memory.amapping import AsyncKeyMapping, AsyncNamespace, AsyncReach
+from virgo.memory.aregion import AsyncRegion
+from virgo.memory.calls import Data, Key, RegionInfo
+from virgo.memory.keeping import checked
 from virgo.memory.mapped import MISSING
+from virgo.memory.spaces import SpaceInfo
 from virgo.wire.call import AsyncRunner
 
-_SCAN_KEYS = 1000
-_SCAN_ITEMS = 64  # fewer, since their values come with them
-_TABLE_AGE_S_MIN = 0.05  # the slot table is not asked for more often
+__all__ = ["AsyncMemoryClient", "AsyncNamespace", "AsyncRegion"]
 
 
-class AsyncRegion:
-    """An allocation; `async with` frees it at the end of the block.
-
-    Attributes:
-        id: unique in the cloud, and never given again.
-    """
-
-    __slots__ = ("_client", "_info", "_size", "id")
-
-    def __init__(self, client: AsyncMemoryClient, identifier: int, size: int | None = None) -> None:
-        self._client = client
-        self._info: RegionInfo | None = None
-        self._size = size
-        self.id = identifier
-
-    def __repr__(self) -> str:
-        return f"<AsyncRegion {self.id:#x}{'' if self._size is None else f' of {self._size} bytes'}>"
-
-    def __reduce__(self) -> tuple[Any, tuple[int, int | None]]:
-        """Elsewhere it arrives as a `Region`: there may be no event loop."""
-        from virgo.memory.client import arrived
-
-        return arrived, (self.id, self._size)
-
-    async def __aenter__(self) -> AsyncRegion:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.free()
-
-    async def size(self) -> int:
-        """Declared bytes: the longest value."""
-        if self._size is None:
-            self._size = (await self._lasting()).size
-        return self._size
-
-    async def node(self) -> str:
-        """Name of its home node."""
-        return (await self._lasting()).node
-
-    async def _lasting(self) -> RegionInfo:
-        """What never changes of it, asked once."""
-        if self._info is None:
-            self._info = await self.stats()
-        return self._info
-
-    async def stats(self) -> RegionInfo:
-        """What its home knows of it now. Raises UnknownId, NodeLost."""
-        return await self._client.describe(self.id)
-
-    async def set(self, data: Data) -> None:
-        """Replace the value; see `Region.set`."""
-        await self._client.set_region(self.id, data)
-
-    async def get(self) -> bytes:
-        """The value; b"" before the first set. Raises UnknownId, NodeLost."""
-        return await self._client.get_region(self.id)
-
-    async def free(self) -> None:
-        """Give the memory back. Raises UnknownId if it was freed already."""
-        await self._client.free_region(self.id)
-
-
-class AsyncMemoryClient:
+class AsyncMemoryClient(AsyncKeyMapping):
     """The cloud's memory, through one node, for one event loop; see `MemoryClient`."""
 
     def __init__(self, runner: AsyncRunner, *, mapped: bool = True) -> None:
-        self._runner = runner
-        self._local: Local | None = None
-        self._seek_local = mapped
-        self._table_at = 0.0
+        super().__init__(AsyncReach(runner, mapped=mapped), b"")
 
     def __repr__(self) -> str:
-        return f"<AsyncMemoryClient {self._runner!r}{' mapped' if self._local is not None else ''}>"
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self.keys()
+        return f"<AsyncMemoryClient {self._reach!r}>"
 
     async def mapped(self) -> bool:
         """Whether the connected node's store is read by mapping."""
-        return (self._local or await self._attached()) is not None
-
-    async def _attached(self) -> Local | None:
-        if self._seek_local:
-            try:
-                info, table = await self._runner.run(calls.LOCAL), await self._runner.run(calls.SLOTS)
-                self._local = Local(info, table)
-            except (NotRunning, UnknownCommand):
-                self._local = None
-            self._seek_local = False
-        return self._local
+        return (self._reach.local or await self._reach.attach()) is not None
 
     # --- regions ------------------------------------------------------------------------------
 
     async def malloc(self, size: int, *, node: str | None = None) -> AsyncRegion:
         """Allocate a region; see `MemoryClient.malloc`."""
-        return AsyncRegion(self, await self._runner.run(calls.malloc(size, node)), size)
+        return AsyncRegion(self, await self._reach.run(calls.malloc(size, node)), size)
 
     def region(self, identifier: int) -> AsyncRegion:
         """The region of an id that someone else allocated."""
@@ -135,187 +52,59 @@ class AsyncMemoryClient:
 
     async def get_region(self, identifier: int) -> bytes:
         """A region's value; b"" before the first set. Raises UnknownId, NodeLost."""
-        local = self._local or await self._attached()
+        local = self._reach.local or await self._reach.attach()
         if local is not None:
             try:
                 found = local.region(identifier)
             except NotRunning:
-                self._local = None
+                self._reach.detach()
             else:
                 if found is not MISSING:
                     return found  # type: ignore[no-any-return]
-        return await self._runner.run(calls.get_region(identifier))
+        return await self._reach.run(calls.get_region(identifier))
 
     async def set_region(self, identifier: int, data: Data) -> None:
         """Replace a region's value."""
-        await self._runner.run(calls.set_region(identifier, data))
+        await self._reach.run(calls.set_region(identifier, data))
 
     async def free_region(self, identifier: int) -> None:
         """Free a region."""
-        await self._runner.run(calls.free_region(identifier))
+        await self._reach.run(calls.free_region(identifier))
 
     async def describe(self, identifier: int) -> RegionInfo:
         """What its home knows of a region."""
-        return await self._runner.run(calls.describe(identifier))
+        return await self._reach.run(calls.describe(identifier))
 
     # --- keys ---------------------------------------------------------------------------------
 
-    async def get(self, key: Key, default: Any = None) -> Any:
-        """The value of a key, or `default`. Raises NodeLost: absence is never guessed."""
-        local = self._local or await self._attached()
-        raw = calls.encode_key(key)
-        found = MISSING
-        if local is not None:
-            try:
-                found = local.key(raw)
-            except NotRunning:
-                self._local = None
-        if found is MISSING:
-            found = await self._runner.run(calls.get_key(raw))
-            if found is not None and local is not None and local.lacks(raw):
-                await self._renew_table(local)
-        return default if found is None else found
+    async def namespace(
+        self, name: Key, *, cache: bool | None = None, copies: int = 1, durable: bool = False
+    ) -> AsyncNamespace:
+        """Declare a namespace, and get its keys as a mapping; see `MemoryClient.namespace`."""
+        raw = checked(copies, durable).mark + calls.encode_key(name)
+        await self._reach.run(calls.declare_space(raw, cache))
+        return AsyncNamespace(self._reach, raw)
 
-    async def _renew_table(self, local: Local) -> None:
-        if time.monotonic() - self._table_at >= _TABLE_AGE_S_MIN:
-            self._table_at = time.monotonic()
-            local.learn(await self._runner.run(calls.SLOTS))
+    async def drop(self, name: Key) -> None:
+        """Delete all keys of a namespace at once; see `MemoryClient.drop`."""
+        await self._reach.run(calls.drop_space(calls.encode_key(name)))
 
-    async def set(
-        self,
-        key: Key,
-        value: Data,
-        *,
-        ttl_s: float | None = None,
-        sliding: bool = False,
-        only_if: str = "",
-    ) -> bool:
-        """Set a key; returns whether it was set. See `MemoryClient.set`."""
-        call = calls.set_with(key, value, ttl_s, sliding=sliding, only_if=only_if)
-        return await self._runner.run(call)
-
-    async def read(self, key: Key) -> Versioned | None:
-        """The value of a key with its version and time, None if it is absent. Raises NodeLost."""
-        return await self._runner.run(calls.read_key(key))
-
-    async def compare_and_set(
-        self, key: Key, value: Data, *, version: int, ttl_s: float | None = None
-    ) -> int:
-        """Set a key if it still has the version that `read` told, 0 for absent; returns the new version.
-
-        Raises:
-            Conflict: it has another one by now, and is left as it is.
-        """
-        found = await self._runner.run(calls.write_key(key, value, ttl_s, version=max(0, version)))
-        if found is None:
-            raise Conflict(f"the key {calls.encode_key(key)!r:.60} has another version than {version}")
-        return found
-
-    async def increment(self, key: Key, step: int = 1) -> int:
-        """Add to the number under a key, 0 if absent; returns the sum. Raises BadArgument if it is none."""
-        return await self._runner.run(calls.increment_key(key, step))
-
-    async def append(self, key: Key, data: Data) -> int:
-        """Add to the end of a value, b"" if it is absent; returns its length."""
-        return await self._runner.run(calls.append_key(key, data))
-
-    async def expire(self, key: Key, ttl_s: float | None) -> bool:
-        """Let a key expire after so many seconds, or with None no longer; whether that changed something."""
-        return await self._runner.run(calls.expire_key(key, ttl_s))
-
-    async def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes]:
-        """The values of those keys that are there."""
-        wanted = list(keys)
-        values = await self._runner.run(calls.get_keys(wanted)) if wanted else []
-        return {key: value for key, value in zip(wanted, values, strict=True) if value is not None}
-
-    async def set_many(self, items: Mapping[Key, Data] | Iterable[tuple[Key, Data]]) -> None:
-        """Set several keys in one request; each node's part is atomic, the whole is not."""
-        pairs = list(items.items() if isinstance(items, Mapping) else items)
-        if pairs:
-            await self._runner.run(calls.set_keys(pairs))
-
-    async def delete(self, *keys: Key) -> int:
-        """Delete keys; returns how many there were."""
-        return await self._runner.run(calls.delete_keys(keys)) if keys else 0
-
-    async def pop(self, key: Key, default: Any = MISSING) -> Any:
-        """The value of a key, which is deleted, in one step."""
-        found = await self._runner.run(calls.take_key(key))
-        if found is not None:
-            return found
-        if default is MISSING:
-            raise KeyError(key)
-        return default
-
-    async def popitem(self) -> tuple[bytes, bytes]:
-        """Some key with its value, which is deleted, in one step. Raises KeyError if there is none."""
-        async with aclosing(self.keys()) as keys:
-            async for key in keys:
-                found = await self._runner.run(calls.take_key(key))
-                if found is not None:  # nobody was faster
-                    return key, found
-        raise KeyError("popitem(): the cloud has no keys")
-
-    async def setdefault(self, key: Key, default: Data) -> bytes:
-        """The value of a key, which is set to `default` if it is absent; never over another's value."""
-        while True:
-            found = await self.get(key)
-            if found is not None:
-                return found  # type: ignore[no-any-return]
-            if await self.set(key, default, only_if="absent"):
-                return calls.encode_data(default)
-
-    async def update(
-        self, other: Mapping[Key, Data] | Iterable[tuple[Key, Data]] = (), /, **more: Data
-    ) -> None:
-        """Set several keys; see `set_many`."""
-        await self.set_many([*(other.items() if isinstance(other, Mapping) else other), *more.items()])
-
-    async def exists(self, key: Key) -> bool:
-        """Whether the key is there."""
-        return await self._runner.run(calls.exists(calls.encode_key(key)))
+    async def namespaces(self) -> list[SpaceInfo]:
+        """The declared namespaces, with what the connected node holds of each."""
+        return await self._reach.run(calls.SPACES)
 
     async def count(self) -> int:
         """How many keys there are, over all nodes."""
-        return await self._runner.run(calls.count_keys())
-
-    async def keys(self) -> AsyncGenerator[bytes, None]:
-        """All keys, as bytes. One that is there from beginning to end comes once."""
-        cursor = 0
-        while True:
-            cursor, keys = await self._runner.run(calls.scan(cursor, _SCAN_KEYS))
-            for key in keys:
-                yield key
-            if not cursor:
-                return
-
-    async def values(self) -> AsyncGenerator[bytes, None]:
-        """The values of all keys, as `items`."""
-        async with aclosing(self.items()) as items:
-            async for _key, value in items:
-                yield value
-
-    async def items(self) -> AsyncGenerator[tuple[bytes, bytes], None]:
-        """All keys with their values; what is deleted meanwhile may be left out."""
-        cursor = 0
-        while True:
-            cursor, keys = await self._runner.run(calls.scan(cursor, _SCAN_ITEMS))
-            values = await self._runner.run(calls.get_keys(keys)) if keys else []
-            for key, value in zip(keys, values, strict=True):
-                if value is not None:
-                    yield key, value
-            if not cursor:
-                return
+        return await self._reach.run(calls.count_keys())
 
     async def clear(self) -> None:
         """Delete all keys of the cloud; regions stay."""
-        await self._runner.run(calls.flush())
+        await self._reach.run(calls.flush())
 
     async def stats(self) -> dict[str, Any]:
         """Figures of the connected node's pool."""
-        return await self._runner.run(calls.stats())
+        return await self._reach.run(calls.stats())
 
     async def close(self) -> None:
         """Let go of the map; the runner is the caller's."""
-        self._local = None
+        self._reach.detach()

@@ -9,17 +9,19 @@ error, and reads go on from what was there before.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import lmdb
 
 from virgo.errors import NotRunning, PoolFull, VirgoError
-from virgo.limits import MEMORY_SLOTS
-from virgo.memory import keyspace
+from virgo.limits import MEMORY_SLOTS_ALL
+from virgo.memory import keyspace, spaces
 from virgo.memory.core import Region
-from virgo.memory.keyspace import Entry
+from virgo.memory.keeping import OPENING
+from virgo.memory.keyspace import NOWHERE, Entry
+from virgo.memory.spaces import Space
 from virgo.memory.tables import STATE
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _U64 = struct.Struct(">Q")
 _KEY_OVERHEAD_BYTES = 16  # LMDB's own, per entry of a page
+_SHARING_BYTES_MAX = 1024  # records that share their page with others, for sure
 _MEASURE_AFTER_BYTES = 256 * 1024
 _VERSION_BITS = 20  # changes of one transaction that get versions of their own
 _FLUSHED = b"*"  # in `gone`: when all keys were forgotten
@@ -47,6 +50,7 @@ class Batch:
         "_held",
         "_id",
         "_room",
+        "_sorts",
         "_state",
         "_tables",
         "_txn",
@@ -65,6 +69,7 @@ class Batch:
         self._room = 0
         self._grown = 0  # by keys, not counting what they replace
         self._state = tables.state
+        self._sorts = False  # whether some keys have a generation
         self._id = 0  # of the transaction that writes
         self._version = 0  # the last one given
 
@@ -108,6 +113,7 @@ class Batch:
         elif tables.keys_grown_bytes > _MEASURE_AFTER_BYTES:
             tables.measure_keys(self._txn)
         state = self._state = tables.state
+        self._sorts = state.spaces > 0 or state.evicts
         if not state.open:
             self.abort()
             raise NotRunning(f"{tables.directory} is closed", hint="`virgo up` starts its node.")
@@ -136,13 +142,17 @@ class Batch:
         self._failure = failure
         return failure
 
-    def close(self) -> None:
-        """Make the changes final. Raises PoolFull, DiskFull or FileRefused: then none took place."""
+    def close(self) -> Awaitable[None] | None:
+        """Make the changes final. Raises PoolFull, DiskFull or FileRefused: then none took place.
+
+        Returns:
+            What to await before they are acknowledged, or None.
+        """
         if self._failure is not None:
             raise self._failure
         if not self._writing:
             self._txn = None
-            return
+            return None
         tables, txn = self._tables, self._txn
         try:
             if self._state is not tables.state or tables.untold:
@@ -156,6 +166,7 @@ class Batch:
         tables.keys_grown_bytes += self._grown
         if tables.pressed:
             tables.age()
+        return None
 
     def abort(self) -> None:
         """Drop the changes."""
@@ -215,6 +226,10 @@ class Batch:
         else:
             self._tables.misses += 1
 
+    def count_use(self, stored: bytes) -> None:
+        """Take note that a key was used that may be evicted."""
+        self._tables.sketch.use(stored)
+
     def key(self, stored: bytes) -> bytes | None:
         """A key's record, past its time or not."""
         txn = self._txn
@@ -227,6 +242,9 @@ class Batch:
         """Keep a value that does not expire. Raises PoolFull."""
         if not self._writing:
             self._write()
+        if self._sorts or stored.startswith(OPENING, 2):
+            self.put_entry(stored, Entry(value))
+            return
         self._version += 1
         self._keep(stored, keyspace.encode_plain(value, self._version))
 
@@ -234,20 +252,31 @@ class Batch:
         """Keep an entry, whose version is given here and returned. Raises PoolFull."""
         if not self._writing:
             self._write()
+        generation = self.generation(stored) if self._sorts else NOWHERE
+        if generation != entry.generation:
+            entry = entry._replace(generation=generation)
+        if stored.startswith(OPENING, 2):
+            old = self.key(stored)  # perhaps of another node's making
+            self._version = max(self._version, 0 if old is None else keyspace.decode_entry(old).version)
         self._version += 1
-        self._keep(stored, keyspace.encode_entry(entry, self._version))
-        if entry.expires_ms:
-            self._put(self._tables.due, _U64.pack(entry.expires_ms) + stored, b"")
+        self.put_record(stored, keyspace.encode_entry(entry, self._version), entry.expires_ms)
         return self._version
+
+    def put_record(self, stored: bytes, record: bytes, expires_ms: int) -> None:
+        """Keep a record as it is."""
+        if not self._writing:
+            self._write()
+        self._keep(stored, record)
+        if expires_ms:
+            self._put(self._tables.due, _U64.pack(expires_ms) + stored, b"")
+        if stored.startswith(OPENING, 2):
+            self._touch(stored)
 
     def _keep(self, stored: bytes, record: bytes) -> None:
         growth = len(stored) + len(record) + _KEY_OVERHEAD_BYTES
         if growth > self._room:
-            self._measure()
-            old = self.key(stored)
-            more = growth - (len(stored) + len(old) + _KEY_OVERHEAD_BYTES if old is not None else 0)
-            if more > max(0, self._room):
-                raise PoolFull(f"a key of {len(record)} bytes is set, {max(0, self._room)} are free here")
+            self._squeeze(stored, record, growth)
+            return
         try:
             self._txn.put(stored, record, True, True, False, self._tables.keys)
         except lmdb.Error as error:
@@ -255,13 +284,79 @@ class Batch:
         self._room -= growth
         self._grown += growth
 
+    def _squeeze(self, stored: bytes, record: bytes, growth: int) -> None:
+        """Keep a record where room seems to be lacking: it may replace another, or fit a half-empty page."""
+        self._measure()
+        old = self.key(stored)
+        more = growth - (len(stored) + len(old) + _KEY_OVERHEAD_BYTES if old is not None else 0)
+        lacks = more > max(0, self._room)
+        # A long record takes pages of its own, so trying it would not make it fit.
+        if lacks and len(record) > _SHARING_BYTES_MAX and not self._evict(more, stored):
+            raise self._full(record)
+        before = min(0, self._room)
+        self._put(self._tables.keys, stored, record)
+        self._measure()
+        if self._room >= before or more <= 0 or self._evict(0, stored):
+            return
+        if old is None:
+            self._delete(self._tables.keys, stored)
+        else:
+            self._put(self._tables.keys, stored, old)
+        self._measure()
+        raise self._full(record)
+
+    def _full(self, record: bytes) -> PoolFull:
+        return PoolFull(f"a key of {len(record)} bytes is set, {max(0, self._room)} are free here")
+
+    def _evict(self, need_bytes: int, _keep: bytes = b"") -> bool:
+        """Make so much room by forgetting keys, but not that one; only the owner can."""
+        return self._room >= need_bytes
+
     def delete_key(self, stored: bytes) -> bool:
         """Forget a key; False if there was none."""
         if not self._delete(self._tables.keys, stored):
             return False
         self._version += 1
         self._put(self._tables.gone, stored[:2], _U64.pack(self._version))
+        if stored.startswith(OPENING, 2):
+            self._touch(stored)
         return True
+
+    def _touch(self, stored: bytes) -> None:
+        """A key was changed that is kept elsewhere too; only the owner may."""
+        raise NotRunning(f"{stored[2:42]!r} is kept more than once", hint="Its node changes it.")
+
+    def space(self, name: bytes) -> Space | None:
+        """The namespace of that name."""
+        record = self._read().get(name, None, self._tables.spaces) if name else None
+        return None if record is None else Space.decode(record)
+
+    def counts(self, stored: bytes, entry: Entry) -> bool:
+        """Whether a key is there that has a generation."""
+        if entry.generation <= 0:
+            return True
+        space = self.space(spaces.name_of(stored))
+        return space is None or space.counts(entry.generation)
+
+    def generation(self, stored: bytes) -> int:
+        """What is kept with a key that is set now."""
+        space = self.space(spaces.name_of(stored))
+        if space is not None:
+            return space.generation
+        return 0 if self._state.evicts else NOWHERE
+
+    def claim(self, stored: bytes) -> bytes | None:
+        """The record of a claim to fill a key."""
+        found: bytes | None = self._read().get(stored, None, self._tables.claims)
+        return found
+
+    def put_claim(self, stored: bytes, record: bytes) -> None:
+        """Keep a claim."""
+        self._put(self._tables.claims, stored, record)
+
+    def drop_claim(self, stored: bytes) -> None:
+        """Forget the claim on a key, if there is one."""
+        self._delete(self._tables.claims, stored)
 
     def region(self, identifier: int) -> Region | None:
         """The region, None if it is unknown."""
@@ -274,8 +369,32 @@ class Batch:
         found = (get(stored[:2], None, database), get(_FLUSHED, None, database))
         return max(_U64.unpack(version)[0] if version else 0 for version in found)
 
+    def key_from(self, position: bytes) -> bytes | None:
+        """The first stored key from there on."""
+        cursor = self._read().cursor(self._tables.keys)
+        return cursor.key() if cursor.set_range(position) else None
+
+    def with_prefix(self, prefix: bytes, slot: int = 0) -> Iterator[bytes]:
+        """Stored keys from `slot` on that begin with the prefix. Others are leapt over, not looked at."""
+        cursor = self._read().cursor(self._tables.keys)
+        position = keyspace.SLOT_PREFIXES[slot] + prefix
+        while cursor.set_range(position):
+            stored: bytes = cursor.key()
+            here = stored[:2] + prefix
+            while stored.startswith(here):
+                yield stored
+                if not cursor.next():
+                    return
+                stored = cursor.key()
+            position = stored[:2] + prefix
+            if stored >= position and not stored.startswith(position):
+                slot = (stored[0] << 8 | stored[1]) + 1
+                if slot >= MEMORY_SLOTS_ALL:
+                    return
+                position = keyspace.SLOT_PREFIXES[slot] + prefix
+
     def scan(
-        self, slot: int, count: int, matches: Callable[[bytes], object] | None
+        self, slot: int, count: int, matches: Callable[[bytes], object] | None, prefix: bytes = b""
     ) -> tuple[int, list[bytes]]:
         """Keys of whole slots from `slot` on, until there are `count`; and the slot to go on from.
 
@@ -283,7 +402,7 @@ class Batch:
         """
         found: list[bytes] = []
         current = slot
-        for seen, stored in enumerate(self._keys_from(self._tables.keys, keyspace.SLOT_PREFIXES[slot])):
+        for seen, stored in enumerate(self.with_prefix(prefix, slot)):
             here = stored[0] << 8 | stored[1]
             if here != current:
                 if seen >= count:
@@ -291,7 +410,7 @@ class Batch:
                 current = here
             if matches is None or matches(stored[2:]):
                 found.append(stored[2:])
-        return MEMORY_SLOTS, found
+        return MEMORY_SLOTS_ALL, found
 
     def count_keys(self) -> int:
         """How many keys there are, those included that are past their time but not yet removed."""
@@ -303,6 +422,7 @@ class Batch:
             txn = self._write()
             txn.drop(self._tables.keys, delete=False)
             txn.drop(self._tables.due, delete=False)
+            txn.drop(self._tables.claims, delete=False)
             self._version += 1
             txn.put(_FLUSHED, _U64.pack(self._version), db=self._tables.gone)
         except lmdb.Error as error:

@@ -14,7 +14,9 @@ from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import check_fits
+from virgo.memory.keeping import OPENING
 from virgo.memory.mapped import MISSING, open_mapped
+from virgo.memory.spaces import SpaceInfo
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
@@ -225,9 +227,44 @@ def count_keys() -> Call[int]:
     return Call(("DBSIZE",), int)
 
 
-def scan(cursor: int, count: int) -> Call[tuple[int, list[bytes]]]:
-    """Some keys, and the cursor to go on with; 0 at the end."""
-    return Call(("SCAN", cursor, "COUNT", count), lambda reply: (int(reply[0]), reply[1]))
+def scan(cursor: int, count: int, prefix: bytes = b"") -> Call[tuple[int, list[bytes]]]:
+    """Some keys that begin so, and the cursor to go on with; 0 at the end."""
+    matches = ("MATCH", keyspace.pattern_of(prefix)) if prefix else ()
+    return Call(("SCAN", cursor, "COUNT", count, *matches), lambda reply: (int(reply[0]), reply[1]))
+
+
+def check_fill(ttl_s: float | None, stale_s: float) -> None:
+    """Raise BadArgument unless these times go together."""
+    if stale_s and ttl_s is None:
+        raise BadArgument("stale_s needs ttl_s", hint="What is fresh for ever is never stale.")
+
+
+def fetch_key(key: bytes, token: str, fill_s: float) -> Call[tuple[bytes | None, int]]:
+    """A value or None, and whether it is fresh, ours to make, or another's."""
+    return Call(("MEMORY.FETCH", key, token, max(1, round(fill_s * 1000))), tuple)
+
+
+def fill_key(key: bytes, token: str, value: bytes, ttl_s: float | None, stale_s: float) -> Call[int | None]:
+    """Set a key that we have the claim to fill; its version, None if the claim is void."""
+    time = () if ttl_s is None else ("PX", max(1, round(ttl_s * 1000)))
+    stale = ("STALE", max(1, round(stale_s * 1000))) if stale_s else ()
+    return Call(("MEMORY.FILL", key, token, value, *time, *stale), as_is)
+
+
+def release_key(key: bytes, token: str) -> Call[int]:
+    """Give up the claim to fill a key."""
+    return Call(("MEMORY.RELEASE", key, token), int)
+
+
+def declare_space(name: bytes, cache: bool | None) -> Call[SpaceInfo]:
+    """Declare a namespace."""
+    option = () if cache is None else ("CACHE", "yes" if cache else "no")
+    return Call(("MEMORY.NAMESPACE", name, *option), lambda reply: msgspec.json.decode(reply, type=SpaceInfo))
+
+
+def drop_space(name: bytes) -> Call[None]:
+    """Drop all keys of a namespace."""
+    return Call(("MEMORY.DROP", name), as_nothing)
 
 
 def flush() -> Call[None]:
@@ -241,6 +278,9 @@ def stats() -> Call[dict[str, Any]]:
 
 
 LOCAL: Call[LocalInfo] = Call(("MEMORY.LOCAL",), lambda reply: msgspec.json.decode(reply, type=LocalInfo))
+SPACES: Call[list[SpaceInfo]] = Call(
+    ("MEMORY.NAMESPACES",), lambda reply: msgspec.json.decode(reply, type=list[SpaceInfo])
+)
 SLOTS: Call[list[int]] = Call(("MEMORY.SLOTS",), keyspace.decode_table)
 
 
@@ -251,7 +291,7 @@ class Local:
         NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
     """
 
-    __slots__ = ("_change", "_data", "_key", "_number", "_table")
+    __slots__ = ("_change", "_data", "_holds", "_key", "_number", "_table")
 
     def __init__(self, info: LocalInfo, table: list[int]) -> None:
         self._number = info.number
@@ -259,6 +299,7 @@ class Local:
         mapped = open_mapped(info.directory, info.identity, info.map_bytes)
         self._key = mapped.key
         self._data = mapped.data
+        self._holds = mapped.holds
         self._change = mapped.change if info.writable and mapped.writable else None
 
     def __repr__(self) -> str:
@@ -269,12 +310,15 @@ class Local:
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
         if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
             return MISSING
-        return self._key(keyspace.SLOT_PREFIXES[slot] + key)
+        found = self._key(keyspace.SLOT_PREFIXES[slot] + key)
+        return found if slot < MEMORY_SLOTS or self._holds(slot) else MISSING
 
     def put(self, key: bytes, value: bytes) -> bool:
         """Set a key that does not expire; False if the node is to be asked."""
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
         if self._change is None or self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
+            return False
+        if key.startswith(OPENING):  # it may be kept elsewhere too
             return False
         stored = keyspace.SLOT_PREFIXES[slot] + key
         try:
@@ -289,7 +333,7 @@ class Local:
         key = words[1]
         if self._change is None or self.lacks(key) or self._table[keyspace.slot_of(key)] != self._number:
             return MISSING
-        if len(key) > MEMORY_KEY_BYTES_MAX:
+        if len(key) > MEMORY_KEY_BYTES_MAX or key.startswith(OPENING):
             return MISSING
         try:
             return self._change(lambda batch: verb.run(batch, words))

@@ -12,118 +12,23 @@ hits and misses. Everything else goes through the node.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from virgo.errors import Conflict, NotRunning, UnknownCommand
+from virgo.errors import NotRunning
 from virgo.memory import calls
-from virgo.memory.calls import Data, Key, Local, RegionInfo, Versioned
-from virgo.memory.mapped import MISSING, step_aside
-from virgo.memory.verbs import BY_NAME
-from virgo.wire import near
-from virgo.wire.call import Call, Runner, whole
+from virgo.memory.calls import Data, Key, RegionInfo, Versioned
+from virgo.memory.keeping import checked
+from virgo.memory.mapped import MISSING
+from virgo.memory.mapping import KeyMapping, Namespace
+from virgo.memory.reach import Reach
+from virgo.memory.region import Region
+from virgo.memory.spaces import SpaceInfo
+from virgo.wire.call import Runner, whole
 
-__all__ = ["MemoryClient", "Region", "RegionInfo", "Versioned"]
-
-T = TypeVar("T")
-_SCAN_KEYS = 1000
-_TABLE_AGE_S_MIN = 0.05  # the slot table is not asked for more often
-
-
-class Region:
-    """An allocation. As a context manager it is freed at the end of the block.
-
-    It may travel, as an argument of a clone for example: it arrives as its id, and reaches the cloud through
-    the node that is near there.
-
-    Attributes:
-        id: unique in the cloud, and never given again.
-        size: declared bytes: the longest value.
-    """
-
-    __slots__ = ("_client", "_info", "_size", "id")
-
-    def __init__(self, client: MemoryClient, identifier: int, size: int | None = None) -> None:
-        self._client = client
-        self._info: RegionInfo | None = None
-        self._size = size
-        self.id = identifier
-
-    def __repr__(self) -> str:
-        return f"<Region {self.id:#x}{'' if self._size is None else f' of {self._size} bytes'}>"
-
-    def __reduce__(self) -> tuple[Any, tuple[int, int | None]]:
-        return arrived, (self.id, self._size)
-
-    def __copy__(self) -> Region:
-        return Region(self._client, self.id, self._size)
-
-    def __deepcopy__(self, _memo: object) -> Region:
-        return self.__copy__()
-
-    def __enter__(self) -> Region:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.free()
-
-    @property
-    def size(self) -> int:
-        """Declared bytes."""
-        if self._size is None:
-            self._size = self.stats().size
-        return self._size
-
-    @property
-    def node(self) -> str:
-        """Name of its home node."""
-        if self._info is None:
-            self._info = self.stats()
-        return self._info.node
-
-    def stats(self) -> RegionInfo:
-        """What its home knows of it now. Raises UnknownId, NodeLost."""
-        return self._client.describe(self.id)
-
-    def set(self, data: Data) -> None:
-        """Replace the value; readers see the old or the new one, whole.
-
-        Raises:
-            TooLarge: longer than the region. UnknownId: freed. NodeLost, PoolFull, DiskFull.
-        """
-        self._client.set_region(self.id, data)
-
-    def get(self) -> bytes:
-        """The value; b"" before the first set. Raises UnknownId, NodeLost."""
-        return self._client.get_region(self.id)
-
-    def free(self) -> None:
-        """Give the memory back. Raises UnknownId if it was freed already."""
-        self._client.free_region(self.id)
+__all__ = ["MemoryClient", "Namespace", "Region", "RegionInfo", "SpaceInfo", "Versioned"]
 
 
-def arrived(identifier: int, size: int | None) -> Region:
-    """A region that came from another process, bound to the connection of this one."""
-    return Region(_Near(), identifier, size)  # type: ignore[arg-type]
-
-
-class _Near:
-    """What a region needs of a `MemoryClient`, through the process's connection of the moment."""
-
-    _known: tuple[Runner, MemoryClient] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        runner = near.connection()
-        if _Near._known is None or _Near._known[0] is not runner:
-            _Near._known = runner, MemoryClient(runner)  # which may map the node's store: once is enough
-        return getattr(_Near._known[1], name)
-
-
-class MemoryClient(MutableMapping[Key, bytes]):
+class MemoryClient(KeyMapping):
     """The cloud's memory, through one node. Safe for use from several threads, and after a fork.
 
     Args:
@@ -132,32 +37,15 @@ class MemoryClient(MutableMapping[Key, bytes]):
     """
 
     def __init__(self, runner: Runner, *, mapped: bool = True) -> None:
-        self._runner = runner
-        self._local: Local | None = None
-        self._seek_local = mapped
-        self._table_at = 0.0
+        super().__init__(Reach(runner, mapped=mapped), b"")
 
     def __repr__(self) -> str:
-        return f"<MemoryClient {self._runner!r}{' mapped' if self._local is not None else ''}>"
+        return f"<MemoryClient {self._reach!r}>"
 
     @property
     def mapped(self) -> bool:
         """Whether what the connected node holds is read, and if it is ours written, by mapping."""
-        return (self._local or self._attach()) is not None
-
-    def _run(self, call: Call[T]) -> T:
-        """Have the node do it."""
-        step_aside()
-        return self._runner.run(call)
-
-    def _attach(self) -> Local | None:
-        if self._seek_local:
-            try:
-                self._local = Local(self._run(calls.LOCAL), self._run(calls.SLOTS))
-            except (NotRunning, UnknownCommand):
-                self._local = None
-            self._seek_local = False
-        return self._local
+        return (self._reach.local or self._reach.attach()) is not None
 
     # --- regions ------------------------------------------------------------------------------
 
@@ -170,7 +58,7 @@ class MemoryClient(MutableMapping[Key, bytes]):
         Raises:
             BadArgument, TooLarge: not 1 byte to 1 GiB. PoolFull: no room. NoNode: no such node is up.
         """
-        return Region(self, self._run(calls.malloc(size, node)), size)
+        return Region(self, self._reach.run(calls.malloc(size, node)), size)
 
     def region(self, identifier: int) -> Region:
         """The region of an id that someone else allocated."""
@@ -180,211 +68,82 @@ class MemoryClient(MutableMapping[Key, bytes]):
         """A region's value; b"" before the first set. Raises UnknownId, NodeLost."""
         if type(identifier) is not int:
             identifier = whole(identifier, "the id")
-        local = self._local or self._attach()
+        local = self._reach.local or self._reach.attach()
         if local is not None:
             try:
                 found = local.region(identifier)
             except NotRunning:
-                self._local = None
+                self._reach.detach()
             else:
                 if found is not MISSING:
                     return found  # type: ignore[no-any-return]
-        return self._run(calls.get_region(identifier))
+        return self._reach.run(calls.get_region(identifier))
 
     def set_region(self, identifier: int, data: Data) -> None:
         """Replace a region's value."""
-        local = self._local or self._attach()
+        local = self._reach.local or self._reach.attach()
         if local is None or not local.set_region(whole(identifier, "the id"), calls.encode_data(data)):
-            self._run(calls.set_region(identifier, data))
+            self._reach.run(calls.set_region(identifier, data))
 
     def free_region(self, identifier: int) -> None:
         """Free a region."""
-        self._run(calls.free_region(identifier))
+        self._reach.run(calls.free_region(identifier))
 
     def describe(self, identifier: int) -> RegionInfo:
         """What its home knows of a region."""
-        return self._run(calls.describe(identifier))
+        return self._reach.run(calls.describe(identifier))
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def _do(self, call: Call[T]) -> T:
-        """A command on one key: here if the key is, else by the node."""
-        local = self._local or self._attach()
-        if local is not None:
-            found = local.run(BY_NAME[str(call.request[0])], call.request)
-            if found is not MISSING:
-                return call.decode(found)
-        result = self._run(call)
-        self._learn(calls.encode_key(call.request[1]))  # type: ignore[arg-type]
-        return result
+    def namespace(
+        self, name: Key, *, cache: bool | None = None, copies: int = 1, durable: bool = False
+    ) -> Namespace:
+        """The keys that begin with a name and a colon, as a mapping of their own that can be dropped at once.
 
-    def _ask(self, key: Key) -> bytes | None:
-        """A key's value from the node, for those that are not mapped or not here."""
-        raw = calls.encode_key(key)
-        found = self._run(calls.get_key(raw))
-        if found is not None:
-            self._learn(raw)
-        return found
-
-    def _learn(self, raw: bytes) -> None:
-        """Know where a key is that the node has just found or made."""
-        local = self._local
-        if local is not None and local.lacks(raw) and time.monotonic() - self._table_at >= _TABLE_AGE_S_MIN:
-            self._table_at = time.monotonic()
-            local.learn(self._run(calls.SLOTS))
-
-    def _find(self, key: Key) -> bytes | None:
-        local = self._local or self._attach()
-        if local is None:
-            return self._ask(key)
-        try:
-            found = local.key(key if type(key) is bytes else calls.encode_key(key))
-        except NotRunning:
-            self._local = None
-            return self._ask(key)
-        return self._ask(key) if found is MISSING else found
-
-    def get(self, key: Key, default: Any = None) -> Any:
-        """The value of a key, or `default`. Raises NodeLost: absence is never guessed."""
-        found = self._find(key)
-        return default if found is None else found
-
-    def set(
-        self,
-        key: Key,
-        value: Data,
-        *,
-        ttl_s: float | None = None,
-        sliding: bool = False,
-        only_if: str = "",
-    ) -> bool:
-        """Set a key; returns whether it was set.
+        It is declared in the cloud, which keeps a generation with each of its keys. Other clients reach the
+        same keys as `name:key`, behind a mark if they are kept more safely: `{*2}name:key` on two nodes,
+        `{*d}` durable, `{*2d}` both.
 
         Args:
-            key: bytes or text, at most 500 bytes.
-            value: bytes.
-            ttl_s: it expires after so many seconds.
-            sliding: each use gives it that time anew, and up to an eighth more.
-            only_if: `absent` or `present`: set it only then.
-        """
-        if ttl_s is None and not (sliding or only_if):
-            self[key] = value
-            return True
-        return self._do(calls.set_with(key, value, ttl_s, sliding=sliding, only_if=only_if))
-
-    def read(self, key: Key) -> Versioned | None:
-        """The value of a key with its version and time, None if it is absent. Raises NodeLost."""
-        return self._do(calls.read_key(key))
-
-    def compare_and_set(self, key: Key, value: Data, *, version: int, ttl_s: float | None = None) -> int:
-        """Set a key if it still has the version that `read` told, 0 for absent; returns the new version.
+            name: 1 to 100 bytes without a colon.
+            cache: whether its least used keys are forgotten when room is needed; None leaves it as it is.
+            copies: 2 to have each change on two nodes before it is acknowledged.
+            durable: to have each change on disk before it is acknowledged.
 
         Raises:
-            Conflict: it has another one by now, and is left as it is.
+            BadArgument: no such name, or a cache that is kept so. Busy: there are too many. NodeLost: a node
+                could not be told.
         """
-        found = self._do(calls.write_key(key, value, ttl_s, version=max(0, version)))
-        if found is None:
-            raise Conflict(f"the key {calls.encode_key(key)!r:.60} has another version than {version}")
-        return found
+        raw = checked(copies, durable).mark + calls.encode_key(name)
+        self._reach.run(calls.declare_space(raw, cache))
+        return Namespace(self._reach, raw)
 
-    def increment(self, key: Key, step: int = 1) -> int:
-        """Add to the number under a key, 0 if absent; returns the sum. Raises BadArgument if it is none."""
-        return self._do(calls.increment_key(key, step))
+    def drop(self, name: Key) -> None:
+        """Delete all keys of a namespace at once, however many they are.
 
-    def append(self, key: Key, data: Data) -> int:
-        """Add to the end of a value, b"" if it is absent; returns its length."""
-        return self._do(calls.append_key(key, data))
+        Their room is given back in the background. Keys that were set before the namespace was declared
+        are removed one by one, once.
 
-    def expire(self, key: Key, ttl_s: float | None) -> bool:
-        """Let a key expire after so many seconds, or with None no longer; whether that changed something."""
-        return self._do(calls.expire_key(key, ttl_s))
+        Raises:
+            NodeLost: a node did not answer; its keys go when it is back.
+        """
+        self._reach.run(calls.drop_space(calls.encode_key(name)))
 
-    def setdefault(self, key: Key, default: Any = None) -> bytes:
-        """The value of a key, which is set to `default` if it is absent; never over another's value."""
-        while True:
-            found = self._find(key)
-            if found is not None:
-                return found
-            if self.set(key, default, only_if="absent"):
-                return calls.encode_data(default)
-
-    def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes]:
-        """The values of those keys that are there."""
-        wanted = list(keys)
-        values = self._run(calls.get_keys(wanted)) if wanted else []
-        return {key: value for key, value in zip(wanted, values, strict=True) if value is not None}
-
-    def set_many(self, items: Mapping[Key, Data] | Iterable[tuple[Key, Data]]) -> None:
-        """Set several keys in one request; each node's part is atomic, the whole is not."""
-        pairs = list(items.items() if isinstance(items, Mapping) else items)
-        if pairs:
-            self._run(calls.set_keys(pairs))
-
-    def delete(self, *keys: Key) -> int:
-        """Delete keys; returns how many there were."""
-        return self._run(calls.delete_keys(keys)) if keys else 0
-
-    def pop(self, key: Key, default: Any = MISSING) -> Any:
-        """The value of a key, which is deleted, in one step."""
-        found = self._do(calls.take_key(key))
-        if found is not None:
-            return found
-        if default is MISSING:
-            raise KeyError(key)
-        return default
+    def namespaces(self) -> list[SpaceInfo]:
+        """The declared namespaces, with what the connected node holds of each."""
+        return self._reach.run(calls.SPACES)
 
     def clear(self) -> None:
         """Delete all keys of the cloud; regions stay."""
-        self._run(calls.flush())
+        self._reach.run(calls.flush())
 
     def stats(self) -> dict[str, Any]:
         """Figures of the connected node's pool."""
-        return self._run(calls.stats())
-
-    def __getitem__(self, key: Key) -> bytes:
-        found = self._find(key)
-        if found is None:
-            raise KeyError(key)
-        return found
-
-    def __setitem__(self, key: Key, value: Data) -> None:
-        local = self._local or self._attach()
-        raw, data = calls.encode_key(key), calls.encode_data(value)
-        if local is None or not local.put(raw, data):
-            self._run(calls.set_key(raw, data, None, ""))
-            self._learn(raw)
-
-    def __delitem__(self, key: Key) -> None:
-        if not self._do(calls.delete_keys([key])):
-            raise KeyError(key)
-
-    def __contains__(self, key: object) -> bool:
-        if not isinstance(key, (bytes, str)):
-            return False
-        raw = calls.encode_key(key)
-        local = self._local or self._attach()
-        if local is not None:
-            try:
-                found = local.key(raw)
-            except NotRunning:
-                self._local = None
-            else:
-                if found is not MISSING:
-                    return found is not None
-        return self._run(calls.exists(raw))
-
-    def __iter__(self) -> Iterator[bytes]:
-        """All keys, as bytes. One that is there from beginning to end comes once."""
-        cursor = 0
-        while True:
-            cursor, keys = self._run(calls.scan(cursor, _SCAN_KEYS))
-            yield from keys
-            if not cursor:
-                return
+        return self._reach.run(calls.stats())
 
     def __len__(self) -> int:
-        return self._run(calls.count_keys())
+        return self._reach.run(calls.count_keys())
 
     def close(self) -> None:
         """Let go of the map; the runner is the caller's."""
-        self._local = None
+        self._reach.detach()

@@ -36,13 +36,19 @@ def live(batch: Batch, stored: bytes) -> Entry | None:
     entry = keyspace.decode_entry(record)
     if entry.expires_ms and entry.expires_ms <= now_ms():
         return None
+    if entry.generation > 0 and not batch.counts(stored, entry):
+        return None
     return entry
 
 
 def use(batch: Batch, stored: bytes) -> Entry | None:
     """As `live`, for a command that uses the value: a sliding key gets its time anew."""
     entry = live(batch, stored)
-    if entry is not None and entry.sliding_ms and tired(entry):
+    if entry is None:
+        return None
+    if entry.generation >= 0:
+        batch.count_use(stored)
+    if entry.sliding_ms and tired(entry):
         current = live(batch.writing(), stored)  # as it is now that nobody else changes it
         if current is not None and current.sliding_ms:
             batch.put_entry(stored, slid(current))

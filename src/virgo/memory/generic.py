@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from virgo.errors import BadArgument
-from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS
+from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS_ALL
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.entries import live, number, refuse, use
@@ -32,6 +32,7 @@ def delete(batch: Batch, request: list[bytes]) -> int:
         stored = stored_key(key)
         deleted += live(batch, stored) is not None
         batch.delete_key(stored)
+        batch.drop_claim(stored)
     return deleted
 
 
@@ -150,10 +151,10 @@ def flush(batch: Batch, _request: list[bytes]) -> Encoded:
 
 def random_key(batch: Batch, _request: list[bytes]) -> bytes | None:
     """MEMORY.KEYS.RANDOM: a key of this node, None if it has none."""
-    start = random.randrange(MEMORY_SLOTS)  # noqa: S311 - any key will do
+    start = random.randrange(MEMORY_SLOTS_ALL)  # noqa: S311 - any key will do
     for first in (start, 0):
         slot = first
-        while slot < MEMORY_SLOTS:
+        while slot < MEMORY_SLOTS_ALL:
             slot, keys = batch.scan(slot, 1, None)
             present = [key for key in keys if live(batch, stored_key(key)) is not None]
             if present:
@@ -163,7 +164,8 @@ def random_key(batch: Batch, _request: list[bytes]) -> bytes | None:
 
 def scan(batch: Batch, request: list[bytes]) -> tuple[int, list[bytes]]:
     """MEMORY.KEYS.SCAN slot count [pattern]: this node's keys of whole slots, and where to go on."""
-    slot = number(request[1], "the slot", low=0, high=MEMORY_SLOTS - 1)
+    slot = number(request[1], "the slot", low=0, high=MEMORY_SLOTS_ALL - 1)
     wanted = number(request[2], "the count", low=1, high=MEMORY_SCAN_KEYS_MAX)
     pattern = request[3] if len(request) > 3 else b"*"
-    return batch.scan(slot, wanted, None if pattern == b"*" else keyspace.glob(pattern))
+    matches = None if pattern == b"*" else keyspace.glob(pattern)
+    return batch.scan(slot, wanted, matches, keyspace.prefix_of(pattern))

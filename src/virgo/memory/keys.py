@@ -8,23 +8,33 @@ that does not answer is NodeLost, never "no such key".
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
-from virgo.errors import Busy, CrossNode, VirgoError
-from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_RENAME_ATTEMPTS_MAX, MEMORY_SLOTS
+from virgo.errors import BadArgument, Busy, Conflict, CrossNode, NodeLost, NotRunning, VirgoError
+from virgo.limits import (
+    MEMORY_KEY_BYTES_MAX,
+    MEMORY_RENAME_ATTEMPTS_MAX,
+    MEMORY_SLOTS,
+    MEMORY_TAKEOVER_S,
+)
 from virgo.memory import generic, keyspace, parallel, strings
+from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import HEAD_BYTES, slot_of
 from virgo.memory.slots import Slots
 from virgo.memory.store import Store
-from virgo.memory.verbs import GET, SET, VERBS, Local, Verb
+from virgo.memory.verbs import BY_NAME, GET, SET, VERBS, Local, Verb
 from virgo.module import NodeServices
 from virgo.wire import resp
 from virgo.wire.commands import Command, Handler
 from virgo.wire.resp import OK, Simple
 from virgo.wire.session import Session
 
+_AGAIN_S = 0.1  # between looks whether a mirror has taken over
 _RUN_VALUE_BYTES_MAX = 4096  # larger ones are not worth to be handled together
 
 
@@ -49,6 +59,11 @@ class Keys:
             _command(SET, self.set, run=self.set_run, run_words=3),
             *(_command(verb, self._handler(verb)) for verb in VERBS if verb not in (GET, SET)),
             *(_command(verb, self._here(verb)) for verb in _BETWEEN_NODES),
+            Command(
+                *("MEMORY.COPY.RUN", self._run_copy, "read", 2, None),
+                usage="command key...",
+                summary="Between nodes: read from second copies.",
+            ),
         ]
 
     # --- one key ------------------------------------------------------------------------------
@@ -157,6 +172,8 @@ class Keys:
             await self._slots.assign(slots)
         else:
             await self._slots.look_up(slots)
+        if any(slot >= MEMORY_SLOTS for slot in slots):
+            await self._slots.freshen()
         return [self._table[slot] for slot in slots]
 
     async def locate_together(self, keys: list[bytes], what: str, *, assigns: bool) -> int:
@@ -168,12 +185,56 @@ class Keys:
 
     async def at(self, number: int, verb: Verb, request: list[bytes]) -> Any:
         """Do it on that node; 0 means a slot of nobody, which is as empty here as anywhere."""
+        kept = [slot_of(key) for key in verb.keys(request) if key.startswith(OPENING)]
         if number in (0, self._number):
             with self._store.batching() as batch:
-                return verb.run(batch, request)
-        reply = await self._node.call(number, *request)
+                result = verb.run(batch, request)
+            if kept and verb.changes:
+                await self._store.keeper.settled(kept)
+            return result
+        try:
+            reply = await self._node.call(number, *request)
+        except NodeLost as error:
+            if not kept or min(kept) < MEMORY_SLOTS:
+                raise
+            return await self._survive(number, kept[0], verb, request, error)
         simple = verb.simple and isinstance(reply, bytes) and not verb.shows(request)
         return Simple(reply.decode()) if simple else reply
+
+    async def _survive(self, lost: int, slot: int, verb: Verb, request: list[bytes], error: NodeLost) -> Any:
+        """Go on after the loss of the node that owns a slot of keys which are kept twice.
+
+        A change is only made if it has surely not been made: then it waits for the mirror to take over.
+        """
+        if verb.changes and not isinstance(error.__cause__, NotRunning):
+            raise error
+        deadline = time.monotonic() + MEMORY_TAKEOVER_S
+        while time.monotonic() < deadline:
+            await self._slots.refresh()
+            owner, mirror = self._table[slot], self._table[slot + MEMORY_SLOTS]
+            if owner != lost:
+                return await self.at(owner, verb, request)
+            if not verb.changes and mirror:
+                with contextlib.suppress(NodeLost, Conflict):
+                    if mirror == self._number:
+                        return self._run_copy(None, [b"", *request])
+                    return await self._node.call(mirror, b"MEMORY.COPY.RUN", *request)
+            await asyncio.sleep(_AGAIN_S)
+        raise error
+
+    def _run_copy(self, _session: Session | None, request: list[bytes]) -> Any:
+        """MEMORY.COPY.RUN command key...: its answer, from what is here of another node's keys."""
+        verb = BY_NAME.get(request[1].decode("ascii", "replace").upper())
+        if verb is None or verb.changes:
+            raise BadArgument(
+                "only reads can be answered from copies", hint="It is for nodes, not for people."
+            )
+        table = self._table
+        for slot in map(slot_of, verb.keys(request[1:])):
+            if slot < MEMORY_SLOTS or self._number not in (table[slot], table[slot + MEMORY_SLOTS]):
+                raise Conflict("these keys have no copy here")
+        with self._store.batching() as batch:
+            return verb.run(batch, request[1:])
 
     def all_here(self, keys: Iterable[bytes]) -> bool:
         """Whether all keys are known to be this node's."""
@@ -194,12 +255,14 @@ class Keys:
                 await self.locate_together(keys, verb.name, assigns=verb.creates), verb, request
             )
         step = 2 if verb.shape == "pairs" else 1
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, int], list[int]] = {}  # those with the same mirror survive together
         numbers = await self.locate(keys, assigns=verb.creates)
-        for position, number in enumerate(numbers):
-            groups.setdefault(number or self._number, []).append(position)
+        for position, (key, number) in enumerate(zip(keys, numbers, strict=True)):
+            slot = slot_of(key)
+            mirror = self._table[slot + MEMORY_SLOTS] if slot >= MEMORY_SLOTS else -1
+            groups.setdefault((number or self._number, mirror), []).append(position)
         work = []
-        for number, positions in groups.items():
+        for (number, _), positions in groups.items():
             part = [request[0]]
             for position in positions:
                 part += request[1 + position * step : 1 + (position + 1) * step]

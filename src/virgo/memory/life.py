@@ -27,12 +27,14 @@ class Life(msgspec.Struct, frozen=True):
         boot: id of the machine's boot in which the store was last open.
         clean: whether it was closed in an orderly way since.
         serial_ceiling: no serial above this has been given.
+        format: of the store's records; files of another one cannot be read.
     """
 
     turn: int = 0
     boot: str = ""
     clean: bool = False
     serial_ceiling: int = 0
+    format: int = 0
 
 
 def boot_id() -> str:

@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from virgo.errors import BadArgument
-from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS
+from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS_ALL
 from virgo.memory import generic, keyspace, parallel
 from virgo.memory.entries import number as whole
 from virgo.memory.slots import Slots
@@ -84,6 +84,10 @@ class Listing:
         if len(request) > 1 and request[1].upper() not in (b"SYNC", b"ASYNC"):
             raise BadArgument(f"FLUSHDB has no option {request[1][:20]!r}", hint="SYNC or ASYNC.")
         await self._everywhere(generic.flush, [b"MEMORY.KEYS.FLUSH"])
+        up = {member.number for member in self._node.members()}
+        for number in (self._slots.mirrors() - self._slots.owners()) & up:
+            await self._at(number, generic.flush, [b"MEMORY.KEYS.FLUSH"])
+        await self._store.keeper.settled()
         return OK
 
     async def _random(self, _session: Session, _request: list[bytes]) -> bytes | None:
@@ -107,7 +111,7 @@ class Listing:
     async def _keys_of(self, number: int, pattern: bytes) -> list[bytes]:
         found: list[bytes] = []
         slot = 0
-        while slot < MEMORY_SLOTS:
+        while slot < MEMORY_SLOTS_ALL:
             slot, keys = await self._scan_at(number, slot, MEMORY_SCAN_KEYS_MAX, pattern)
             found += keys
             await asyncio.sleep(0)
@@ -123,10 +127,10 @@ class Listing:
         number, slot = cursor >> _SLOT_BITS, cursor & (1 << _SLOT_BITS) - 1
         if not cursor:
             number = owners[0]
-        elif number not in owners or slot >= MEMORY_SLOTS:
+        elif number not in owners or slot >= MEMORY_SLOTS_ALL:
             raise BadArgument(f"no SCAN gave the cursor {cursor}", hint="Begin with 0.")
         slot, keys = await self._scan_at(number, slot, count, pattern)
-        if slot >= MEMORY_SLOTS:
+        if slot >= MEMORY_SLOTS_ALL:
             number, slot = next((owner for owner in owners if owner > number), 0), 0
         return [b"%d" % (number << _SLOT_BITS | slot), keys]
 

@@ -27,10 +27,12 @@ import lmdb
 
 from virgo.errors import NotRunning
 from virgo.limits import MEMORY_READERS_MAX
-from virgo.memory import keyspace
+from virgo.memory import keyspace, spaces
 from virgo.memory.batch import Batch, Interrupted
 from virgo.memory.entries import now_ms, tired
-from virgo.memory.keyspace import HEAD_BYTES
+from virgo.memory.keyspace import HEAD_BYTES, Entry
+from virgo.memory.sketch import Sketch
+from virgo.memory.spaces import Space
 from virgo.memory.tables import DATABASES, IDENTITY, Tables
 from virgo.memory.writers import Announcement
 
@@ -71,6 +73,9 @@ class Mapped:
         self._begin: Any = None
         self._keys: Any = None
         self._data: Any = None
+        self._spaces: Any = None
+        self._held: Any = None
+        self._sketch: Sketch | None = None
         self._tables: Tables | None = None  # to write with
         self._announced: Announcement | None = None
         self._inode = 0
@@ -104,17 +109,37 @@ class Mapped:
         entry = keyspace.decode_entry(record)
         if entry.expires_ms and entry.expires_ms <= now_ms():
             return None
+        if entry.generation >= 0 and not self._counts(stored, entry):
+            return None
         return MISSING if entry.sliding_ms and tired(entry) else entry.value
+
+    def _counts(self, stored: bytes, entry: Entry) -> bool:
+        """Whether a key with a generation is there; if so its use is counted."""
+        record = self._read("_spaces", spaces.name_of(stored)) if entry.generation else None
+        if record is not None and not Space.decode(record).counts(entry.generation):
+            return False
+        if self._sketch is None:
+            self._sketch = Sketch(Path(self.directory), create=False)
+        self._sketch.use(stored)
+        return True
 
     def data(self, identifier: int) -> bytes | None:
         """The value of a plain region, None if it has none. Raises NotRunning."""
+        return self._read("_data", _pack_id(identifier))
+
+    def holds(self, slot: int) -> bool:
+        """Whether the node owns a slot of keys that are kept twice. Raises NotRunning."""
+        return self._read("_held", keyspace.SLOT_PREFIXES[slot]) is not None
+
+    def _read(self, database: str, key: bytes) -> bytes | None:
+        """One value. Raises NotRunning."""
         self._enter(None)
         try:
             if monotonic() > self._check_at:
                 raise _Stale
-            found: bytes | None = self._begin(self._data).get(_pack_id(identifier))
+            found: bytes | None = self._begin(getattr(self, database)).get(key)
         except (_Stale, TypeError, lmdb.Error):
-            found = self._retry("_data", _pack_id(identifier))
+            found = self._retry(database, key)
         finally:
             self._leave()
         return found
@@ -226,7 +251,9 @@ class Mapped:
             with env.begin() as txn:
                 if txn.get(IDENTITY) != self.identity.encode():
                     raise NotRunning(f"{self.directory} is another store")
-            self._keys, self._data = (env.open_db(name, create=False) for name in (b"keys", b"data"))
+            self._keys, self._data, self._spaces, self._held = (
+                env.open_db(name, create=False) for name in (b"keys", b"data", b"spaces", b"held")
+            )
             if writable:
                 self._tables = Tables(env, Path(self.directory), self._map_bytes)
                 self._announced = Announcement(Path(self.directory))
@@ -242,7 +269,7 @@ class Mapped:
     def _close(self) -> None:
         """Unmap once no read goes on. `_opening` is held, so none begins anew."""
         env, self._env, self._begin, self._check_at = self._env, None, None, 0.0
-        self._tables = None
+        self._tables = self._sketch = None
         if env is None:
             return
         deadline = monotonic() + _CLOSE_WAIT_S

@@ -1,14 +1,19 @@
-"""What only the owner of a store does in a batch: serials, room for regions, regions and chunks."""
+"""What only the owner of a store does in a batch: serials, room, regions and chunks, namespaces."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 from virgo.errors import PoolFull
+from virgo.limits import MEMORY_EVICT_BYTES_MIN, MEMORY_EVICT_SHARE, MEMORY_SLOTS_ALL
+from virgo.memory import eviction, keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import Region
+from virgo.memory.fills import Claim
+from virgo.memory.keyspace import NOWHERE
+from virgo.memory.spaces import SEPARATOR, Declared, Space, learn, name_of
 
 if TYPE_CHECKING:
     from virgo.memory.store import Store
@@ -21,11 +26,60 @@ _pack_id = _U64.pack
 class OwnerBatch(Batch):
     """A batch of the node. Ids are those of regions."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("_emptied", "_store", "_touched")
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._store = store
+        self._touched: set[bytes] = set()  # keys that are kept elsewhere too
+        self._emptied = False  # whether all keys were forgotten before that
+
+    def close(self) -> Awaitable[None] | None:
+        """See `Batch.close`."""
+        super().close()
+        if not (self._touched or self._emptied):
+            return None
+        return self._store.keeper.note(self._touched, emptied=self._emptied)
+
+    def _touch(self, stored: bytes) -> None:
+        self._touched.add(stored)
+
+    def flush_keys(self) -> None:
+        """Forget all keys."""
+        super().flush_keys()
+        self._touched.clear()
+        self._emptied = True
+        self._store.copies.clear()
+
+    # --- second copies --------------------------------------------------------------------------
+
+    def held(self, slot: int) -> bool:
+        """Whether this node owns a slot of keys that are kept twice."""
+        return self._read().get(keyspace.SLOT_PREFIXES[slot], None, self._tables.held) is not None
+
+    def hold(self, slot: int, held: bool) -> None:
+        """Own such a slot, or own it no longer."""
+        if held:
+            self._put(self._tables.held, keyspace.SLOT_PREFIXES[slot], b"")
+        else:
+            self._delete(self._tables.held, keyspace.SLOT_PREFIXES[slot])
+
+    def held_slots(self) -> set[int]:
+        """All that it owns."""
+        return {prefix[0] << 8 | prefix[1] for prefix in self._keys_from(self._tables.held, b"\0")}
+
+    def in_slot(self, slot: int) -> list[bytes]:
+        """The stored keys of one slot."""
+        found = []
+        for stored in self.with_prefix(b"", slot):
+            if stored[0] << 8 | stored[1] != slot:
+                break
+            found.append(stored)
+        return found
+
+    def count_keys(self) -> int:
+        """Keys that count here: without the second copies of others'."""
+        return super().count_keys() - sum(self._store.copies.values())
 
     # --- room and serials -----------------------------------------------------------------------
 
@@ -40,7 +94,7 @@ class OwnerBatch(Batch):
         self._write()
         if change_bytes > max(0, self._room):
             self._measure()
-        if change_bytes > max(0, self._room):
+        if change_bytes > max(0, self._room) and not self._evict(change_bytes):
             raise PoolFull(f"{change_bytes} bytes are asked for, {max(0, self._room)} are free on this node")
         self._state = self._state._replace(declared_bytes=self._state.declared_bytes + change_bytes)
         self._room -= change_bytes
@@ -52,6 +106,118 @@ class OwnerBatch(Batch):
         self._store.raise_ceiling(serial)
         self._state = self._state._replace(serial=serial)
         return serial
+
+    def _evict(self, need_bytes: int, keep: bytes = b"") -> bool:
+        prefixes = self._prefixes()
+        spare = max(MEMORY_EVICT_BYTES_MIN, int(self._state.capacity_bytes * MEMORY_EVICT_SHARE))
+        while prefixes and self._room < need_bytes + spare:
+            lacking = need_bytes + spare - max(0, self._room)
+            gained = self._store.evictor.make_room(self, prefixes, lacking, keep)
+            self._measure()  # pages are what counts, and one that is half empty is still there
+            if not gained:
+                break
+        return self._room >= need_bytes
+
+    def evictable_bytes(self) -> int:
+        """About how much could be made free."""
+        prefixes = self._prefixes()
+        return int(eviction.share(self, prefixes) * self._tables.keys_bytes()) if prefixes else 0
+
+    def _prefixes(self) -> list[bytes]:
+        """Of the keys that may be evicted."""
+        caches = [name for name, space in self.spaces() if space.cache] if self._state.spaces else []
+        return eviction.prefixes(caches, evicts=self._state.evicts)
+
+    # --- namespaces ------------------------------------------------------------------------
+
+    def spaces(self) -> list[tuple[bytes, Space]]:
+        """All namespaces by name."""
+        cursor = self._read().cursor(self._tables.spaces)
+        return [(name, Space.decode(record)) for name, record in cursor]
+
+    def learn(self, name: bytes, new: Declared) -> Space:
+        """Hear of a namespace as it is now."""
+        self._write()
+        old = self.space(name)
+        has_keys = old is None and any(True for _ in self.with_prefix(name + SEPARATOR))
+        known = learn(old, new, has_keys=has_keys)
+        if known != old:
+            self.put_space(name, known)
+        return known
+
+    def put_space(self, name: bytes, space: Space) -> None:
+        """Keep what is known of a namespace."""
+        self._put(self._tables.spaces, name, space.encode())
+        count = self._txn.stat(self._tables.spaces)["entries"]
+        if count != self._state.spaces:
+            self._state = self._state._replace(spaces=count)
+            self._sorts = True
+
+    def sweep(self, name: bytes, slot: int, count: int) -> tuple[int, int]:
+        """Remove keys of a namespace that do not count any more, those without a generation among them.
+
+        Args:
+            name: of the namespace.
+            slot: where to begin.
+            count: how many keys to look at; then the slot is finished.
+
+        Returns:
+            The slot to go on from, past the last one at the end; and how many keys were removed.
+        """
+        space = self.writing().space(name)
+        if space is None:
+            return MEMORY_SLOTS_ALL, 0
+        slot, dead = self._generations(name, slot, count, lambda found: found != space.generation)
+        for stored, _ in dead:
+            self.delete_key(stored)
+        return slot, len(dead)
+
+    def measure(self, name: bytes, generation: int, slot: int, count: int) -> tuple[int, int, int]:
+        """Where to go on, count and bytes of keys of a namespace that count; otherwise as `sweep`."""
+        slot, found = self._generations(name, slot, count, lambda found: found in (generation, 0, NOWHERE))
+        return slot, len(found), sum(len(stored) + size for stored, size in found)
+
+    def drop_claims(self, now_ms: int, count: int) -> int:
+        """Forget up to `count` claims that are over; returns how many there were."""
+        over = []
+        for stored, record in self._read().cursor(self._tables.claims):
+            if Claim.decode(record).until_ms <= now_ms:
+                over.append(stored)
+            if len(over) >= count:
+                break
+        for stored in over:
+            self.drop_claim(stored)
+        return len(over)
+
+    def _generations(
+        self, name: bytes, slot: int, count: int, wanted: Callable[[int], bool]
+    ) -> tuple[int, list[tuple[bytes, int]]]:
+        """Stored keys of a namespace whose generation is wanted, with the length of their records."""
+        slot, keys = super().scan(slot, count, None, name + SEPARATOR)
+        found = []
+        for key in keys:
+            stored = keyspace.stored_key(key)
+            record = self.key(stored)
+            if record is not None and wanted(keyspace.decode_entry(record).generation):
+                found.append((stored, len(record)))
+        return slot, found
+
+    def scan(
+        self, slot: int, count: int, matches: Callable[[bytes], object] | None, prefix: bytes = b""
+    ) -> tuple[int, list[bytes]]:
+        """As any batch does, without the keys of dropped namespaces, and second copies of others' keys."""
+        slot, keys = super().scan(slot, count, matches, prefix)
+        unswept, copies = self._store.unswept, self._store.copies
+        if copies:
+            keys = [key for key in keys if keyspace.slot_of(key) not in copies]
+        return slot, [key for key in keys if self._seen(key, unswept)] if unswept else keys
+
+    def _seen(self, key: bytes, unswept: set[bytes]) -> bool:
+        stored = keyspace.stored_key(key)
+        if name_of(stored) not in unswept:
+            return True
+        record = self.key(stored)
+        return record is not None and self.counts(stored, keyspace.decode_entry(record))
 
     # --- regions ---------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 
 from virgo.errors import Denied, InternalFault, VirgoError
 from virgo.limits import (
+    MEMORY_CLAIMS_TIDIED_MAX,
     MEMORY_EXPIRE_KEYS_MAX,
     MEMORY_EXPIRE_S,
     MEMORY_READERS_CHECK_S,
@@ -24,10 +26,14 @@ from virgo.limits import (
 from virgo.members import Load
 from virgo.memory import core, keyspace
 from virgo.memory.chunks import Chunks
+from virgo.memory.durable import Disk, directory_of
 from virgo.memory.entries import now_ms
 from virgo.memory.guard import Guard
+from virgo.memory.keeper import Keeper
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
+from virgo.memory.mirrors import Mirrors
+from virgo.memory.namespaces import Namespaces
 from virgo.memory.regions import Regions
 from virgo.memory.slots import Slots
 from virgo.memory.spread import Spread
@@ -36,6 +42,8 @@ from virgo.memory.transactions import Transactions
 from virgo.module import NodeServices
 from virgo.wire.commands import Command
 from virgo.wire.session import Session
+
+log = logging.getLogger("virgo.memory")
 
 
 class MemoryModule:
@@ -67,6 +75,7 @@ class MemoryModule:
             self._node.directory / self.name,
             capacity_bytes=self._capacity(),
             map_bytes=core.map_bytes(core.capacity_bytes(configured, self._machine_bytes, 1)),
+            evicts=self._node.config.memory.evict,
         )
         self._guard = Guard(self._store)
         self._guard.start()
@@ -75,16 +84,42 @@ class MemoryModule:
         self._chunks = Chunks(self._node, self._store)
         self._spread = Spread(self._node, self._store, self._chunks)
         self._regions = Regions(self._node, self._store, self._spread)
+        self._mirrors = Mirrors(self._node, self._store, self._slots)
+        self._keep(self._store)
         self._keys = Keys(self._node, self._store, self._slots)
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
+        self._namespaces = Namespaces(self._node, self._store)
+        await self._namespaces.start()
+        await self._mirrors.start()
+        self._node.spawn(self._mirrors.follow(), name="follow mirrors")
+        self._node.spawn(self._namespaces.follow(), name="follow namespaces")
+        self._node.spawn(self._namespaces.sweep(), name="sweep namespaces")
         self._node.spawn(self._expire(), name="expire keys")
         self._node.spawn(self._tidy(), name="tidy the store")
+
+    def _keep(self, store: Store) -> None:
+        """Know where keys are kept that are kept more safely, and put back those of a disk that are lost."""
+
+        def disk() -> Disk:
+            made = Disk(store)
+            self._node.spawn(made.run(), name="write durable keys")
+            return made
+
+        store.keeper = Keeper(disk, self._mirrors.sinks)
+        if directory_of(store.directory).exists():
+            found = disk()
+            store.keeper.disk = found
+            lacking = found.restore()
+            if lacking:
+                log.warning("%d durable keys that the pool had lost are back", lacking)
 
     async def stop(self) -> None:
         """Write everything to disk and close."""
         store, self._store = self._store, None
         if store is not None:
+            if isinstance(store.keeper.disk, Disk):
+                await asyncio.to_thread(store.keeper.disk.close)
             await asyncio.to_thread(store.flush)
             self._guard.stop()
             store.close()
@@ -95,6 +130,8 @@ class MemoryModule:
             *self._regions.commands(),
             *self._keys.commands(),
             *self._listing.commands(),
+            *self._namespaces.commands(),
+            *self._mirrors.commands(),
             *self._transactions.commands(),
             *self._chunks.commands(),
             Command(
@@ -113,8 +150,11 @@ class MemoryModule:
         return {
             **self.store.stats(),
             "slots_known": self._slots.assigned(),
-            "slots_here": self._slots.table.count(self._node.number),
+            "slots_here": self._slots.owned(),
             "chunks_swept": self._chunks.swept,
+            "keys_swept": self._namespaces.swept,
+            **self._mirrors.stats(),
+            "keys_evicted": self.store.evictor.evicted,
             "writers_helped": self._guard.helped,
             "writers_killed": self._guard.killed,
         }
@@ -183,6 +223,8 @@ class MemoryModule:
             if self.store.broken:
                 raise InternalFault(f"{self.store!r} must be opened anew: {self.store.broken}")
             self.store.env.reader_check()
+            with contextlib.suppress(VirgoError), self.store.batching() as batch:
+                batch.drop_claims(now_ms(), MEMORY_CLAIMS_TIDIED_MAX)
             if loop.time() >= next_sweep:
                 next_sweep = loop.time() + MEMORY_SWEEP_S
                 with contextlib.suppress(VirgoError):  # what is left over is found by the next sweep

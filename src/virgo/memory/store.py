@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import uuid
@@ -25,9 +26,12 @@ import lmdb
 from virgo.errors import Busy, VirgoError
 from virgo.limits import MEMORY_READERS_MAX, MEMORY_SERIALS_BLOCK
 from virgo.memory import core
+from virgo.memory.eviction import Evictor
+from virgo.memory.keeper import Keeper
 from virgo.memory.life import LifeFile, boot_id
 from virgo.memory.owner import OwnerBatch
-from virgo.memory.tables import DATABASES, IDENTITY, STATE, State, Tables, fault
+from virgo.memory.sketch import Sketch
+from virgo.memory.tables import DATABASES, FORMAT, IDENTITY, STATE, State, Tables, fault
 
 log = logging.getLogger("virgo.memory")
 
@@ -39,19 +43,25 @@ class Store(Tables):
         directory: made if need be, for the owner only.
         capacity_bytes: how much regions, reservations and keys may take together; may be changed later.
         map_bytes: address space; default: what the capacity needs.
+        evicts: whether keys of no cache may be evicted too.
 
     Raises:
         Busy: another process owns it.
         DiskFull, FileRefused: the file system refused.
     """
 
-    def __init__(self, directory: Path, *, capacity_bytes: int, map_bytes: int = 0) -> None:
+    def __init__(
+        self, directory: Path, *, capacity_bytes: int, map_bytes: int = 0, evicts: bool = False
+    ) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
+        self.unswept: set[bytes] = set()  # namespaces of which dropped keys may still be here
+        self.copies: dict[int, int] = {}  # by slot, how many keys are here as second copies of another's
+        self.keeper = Keeper()
         self._owner = self._own()
         try:
             self._life = self._begin_life()
-            self._open(capacity_bytes, map_bytes or core.map_bytes(capacity_bytes))
+            self._open(capacity_bytes, map_bytes or core.map_bytes(capacity_bytes), evicts=evicts)
         except lmdb.Error as error:
             os.close(self._owner)
             raise fault(directory, error) from error
@@ -76,16 +86,31 @@ class Store(Tables):
     def _begin_life(self) -> LifeFile:
         """Find out whether the files can be trusted, and remove them if not."""
         file, data, boot = LifeFile(self.directory), self.directory / "data.mdb", boot_id()
-        if data.exists() and not file.life.clean and file.life.boot != boot:
-            log.warning("%s was not closed before the machine stopped: the pool begins empty", data)
+        cause = ""
+        if data.exists() and file.life.format != FORMAT:
+            cause = "was written by another version"
+        elif data.exists() and not file.life.clean and file.life.boot != boot:
+            cause = "was not closed before the machine stopped"
+        if cause:
+            log.warning("%s %s: the pool begins empty", data, cause)
             data.unlink()
             (self.directory / "lock.mdb").unlink(missing_ok=True)
-        if file.life.clean or file.life.boot != boot:
-            file.change(boot=boot, clean=False)
+        if file.life.clean or file.life.boot != boot or file.life.format != FORMAT:
+            file.change(boot=boot, clean=False, format=FORMAT)
             file.change()  # both files are there now, so later changes need no room on the disk
         return file
 
-    def _open(self, capacity_bytes: int, map_bytes: int) -> None:
+    @functools.cached_property
+    def evictor(self) -> Evictor:
+        """Who makes room."""
+        return Evictor(self.sketch)
+
+    def count_uses(self) -> None:
+        """From now on count the uses of keys that may be evicted, those by other processes too."""
+        if "sketch" not in self.__dict__:
+            self.__dict__["sketch"] = Sketch(self.directory, create=True)
+
+    def _open(self, capacity_bytes: int, map_bytes: int, *, evicts: bool) -> None:
         env = lmdb.open(
             str(self.directory),
             map_size=map_bytes,
@@ -106,7 +131,9 @@ class Store(Tables):
                 txn.put(IDENTITY, identity)
                 kept = State(serial=self._life.life.serial_ceiling)
         self.identity = identity.decode()
-        self._become(kept._replace(capacity_bytes=capacity_bytes, open=True), kept)
+        if evicts:
+            self.count_uses()
+        self._become(kept._replace(capacity_bytes=capacity_bytes, open=True, evicts=evicts), kept)
         env.reader_check()
 
     def catch_up(self, txn: Any) -> None:
@@ -178,6 +205,11 @@ class Store(Tables):
         """Make sure on disk that no later life gives this serial again."""
         if serial > self._life.life.serial_ceiling:
             self._life.change(serial_ceiling=serial + MEMORY_SERIALS_BLOCK)
+
+    def room_bytes(self) -> int:
+        """As `Tables` say, and what could be evicted."""
+        with self.batching() as batch:
+            return super().room_bytes() + batch.evictable_bytes()
 
     # --- figures ------------------------------------------------------------------------------
 

@@ -142,6 +142,7 @@ def getdel(batch: Batch, request: list[bytes]) -> bytes | None:
     value = get(batch, request)
     if value is not None:
         batch.delete_key(stored_key(request[1]))
+        batch.drop_claim(stored_key(request[1]))
     return value
 
 

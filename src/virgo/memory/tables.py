@@ -7,6 +7,7 @@ since catches up first.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from pathlib import Path
@@ -16,10 +17,12 @@ import lmdb
 
 from virgo.errors import BadArgument, DiskFull, FileRefused, PoolFull, VirgoError
 from virgo.limits import MiB
+from virgo.memory.sketch import Sketch
 
-DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due", "gone")
+DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due", "gone", "spaces", "claims", "held")
+FORMAT = 2  # of all that is kept; a change of it empties the pool
 STATE, IDENTITY = b"state", b"identity"
-_STATE = struct.Struct("<QQQ?")
+_STATE = struct.Struct("<QQQ?I?")
 _PAGE_BYTES: int = os.sysconf("SC_PAGE_SIZE")  # LMDB's pages are the system's
 _NEARLY_FULL_BYTES = 1 * MiB
 _READERS_CHECK_TRANSACTIONS = 64  # so that looking costs nothing, and little can be written in between
@@ -33,12 +36,16 @@ class State(NamedTuple):
         declared_bytes: of regions and reservations.
         capacity_bytes: how much these and the keys may take together.
         open: whether an owner has the store; one that was killed leaves it so.
+        spaces: how many namespaces are declared.
+        evicts: whether keys outside of caches may be evicted too.
     """
 
     serial: int = 0
     declared_bytes: int = 0
     capacity_bytes: int = 0
     open: bool = False
+    spaces: int = 0
+    evicts: bool = False
 
     def encode(self) -> bytes:
         """The record under STATE."""
@@ -60,7 +67,7 @@ class Tables:
         map_bytes: its address space.
 
     Attributes:
-        regions, data, chunks, reserved, keys, due, gone: the databases.
+        regions, data, chunks, reserved, keys, due, gone, spaces, claims, held: the databases.
         state: as last written or read here.
         untold: whether the next change has to write the state.
         pressed: whether room may have run out; see `age`.
@@ -72,9 +79,9 @@ class Tables:
         self.env = env
         self.directory = directory
         self.map_bytes = map_bytes
-        self.regions, self.data, self.chunks, self.reserved, self.keys, self.due, self.gone = (
-            env.open_db(name.encode()) for name in DATABASES
-        )
+        databases = [env.open_db(name.encode()) for name in DATABASES]
+        self.regions, self.data, self.chunks, self.reserved, self.keys, self.due = databases[:6]
+        self.gone, self.spaces, self.claims, self.held = databases[6:]
         self.state = State()
         self.untold = False
         self.broken = ""
@@ -88,6 +95,11 @@ class Tables:
 
     def __repr__(self) -> str:
         return f"<Tables in {self.directory}>"
+
+    @functools.cached_property
+    def sketch(self) -> Sketch:
+        """The uses of keys that may be evicted."""
+        return Sketch(self.directory, create=False)
 
     def catch_up(self, txn: Any) -> None:
         """Know what others have written. `txn` writes."""

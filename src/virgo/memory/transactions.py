@@ -18,7 +18,7 @@ import msgspec
 
 from virgo.errors import BadArgument, TooLarge, TransactionAborted, VirgoError
 from virgo.limits import MEMORY_QUEUED_BYTES_MAX, MEMORY_QUEUED_COMMANDS_MAX
-from virgo.memory import generic
+from virgo.memory import generic, keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.keys import VERSION, Keys
 from virgo.memory.store import Store
@@ -105,7 +105,9 @@ class Transactions:
         number = await self._keys.locate_together(keys, "EXEC", assigns=creates)
         if number in (0, self._node.number):
             with self._store.batching() as batch:
-                return self._run(session, batch, work)
+                result = self._run(session, batch, work)
+            await self._store.keeper.settled(map(keyspace.slot_of, keys))
+            return result
         reply = await self._node.call(number, b"MEMORY.EXEC", msgspec.msgpack.encode(work))
         return None if reply is None else Encoded(reply)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from virgo.memory import expiry, generic, strings, versioned
+from virgo.memory import expiry, fills, generic, strings, versioned
 from virgo.memory.batch import Batch
 from virgo.memory.entries import refuse
 
@@ -29,6 +29,7 @@ class Verb:
         shape: which arguments are keys: the first; the first two; all; every other one.
         changes: whether it may change something: then it gets a batch that writes.
         creates: whether it may make a key, which needs a slot.
+        lazy: although it may change something it gets a batch that reads, and writes when it has to.
         reads: although it changes something it also shows a value, so it needs that role too.
         simple: its text is a simple string on the wire.
         together: its keys have to lie on one node.
@@ -41,6 +42,7 @@ class Verb:
     summary: str
     shape: Shape = "one"
     changes: bool = False
+    lazy: bool = False
     creates: bool = False
     reads: bool = False
     simple: bool = False
@@ -59,7 +61,7 @@ class Verb:
 
     def run(self, batch: Batch, request: list[bytes]) -> Any:
         """Do it on this node."""
-        return self.local(batch.writing() if self.changes else batch, request)
+        return self.local(batch.writing() if self.changes and not self.lazy else batch, request)
 
     def keys(self, request: list[bytes]) -> list[bytes]:
         """The keys of a request. Raises BadArgument if one lacks its value."""
@@ -90,8 +92,8 @@ def _change(name: str, local: Local, usage: str, summary: str, **more: Any) -> V
     return _verb(name, local, usage, summary, changes=True, **more)
 
 
-def _add(name: str, local: Local, usage: str, summary: str) -> Verb:
-    return _create(name, local, usage, summary, reads=True)
+def _add(name: str, local: Local, usage: str, summary: str, **more: Any) -> Verb:
+    return _create(name, local, usage, summary, reads=True, **more)
 
 
 def _expire(name: str, unit: bytes) -> Verb:
@@ -141,5 +143,8 @@ VERBS = (
     _create("COPY", generic.copy, generic.COPY_USAGE, "Set a key to another's value.", shape="two"),
     _verb("MEMORY.READ", versioned.read, "key", "Value, version, ms left, and whether its time slides."),
     _create("MEMORY.WRITE", versioned.write, versioned.WRITE_USAGE, "Set a key; answers its version."),
+    _add("MEMORY.FETCH", fills.fetch, fills.FETCH_USAGE, "A value, or the claim to make it.", lazy=True),
+    _create("MEMORY.FILL", fills.fill, fills.FILL_USAGE, "Set a key that one has the claim to fill."),
+    _change("MEMORY.RELEASE", fills.release, "key token", "Give up a claim to fill a key."),
 )
 BY_NAME = {verb.name: verb for verb in VERBS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -12,8 +13,12 @@ if TYPE_CHECKING:
 class Batch(Protocol):
     """Work of one chunk that is made final together."""
 
-    def close(self) -> None:
-        """Make it final. Raises VirgoError if that failed: then none of it took place."""
+    def close(self) -> Awaitable[None] | None:
+        """Make it final. Raises VirgoError if that failed: then none of it took place.
+
+        Returns:
+            What the answers have to wait for, for it is kept elsewhere too; if that fails they are errors.
+        """
 
 
 class Interceptor(Protocol):

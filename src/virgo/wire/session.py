@@ -17,7 +17,7 @@ import contextvars
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -350,12 +350,15 @@ class Session(asyncio.Protocol):
     def _start(self, command: Command, work: Coroutine[Any, Any, Any], context: Context) -> None:
         """Await the work in a task of its own; its answer keeps its place in the order."""
         slot = self._answers.promise()
-        with contexts.using(context):
-            task = self.service.loop.create_task(self._await(command, work, context, slot))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         if not command.concurrent:
             self._serial = True
+        with contexts.using(context):
+            self._spawn(self._await(command, work, context, slot))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.service.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         self._exclusive = self._serial or len(self._tasks) >= CONCURRENT_CALLS_MAX
 
     async def _await(
@@ -394,29 +397,46 @@ class Session(asyncio.Protocol):
 
     def finish(self, out: list[bytes], writes: list[int]) -> None:
         """Close the batches, then send the answers of the chunk so far."""
+        pending: Awaitable[None] | None = None
         if self._batches:
-            failure = self._close_batches()
+            pending, failure = self._close_batches()
             if failure is not None:
-                for position in writes:
-                    out[position] = resp.error(failure)
-        if out:
+                _fail(out, writes, failure)
+        if pending is not None:
+            self._spawn(self._hold(pending, self._answers.promise(), out.copy(), writes.copy()))
+            out.clear()
+            writes.clear()
+        elif out:
             self._answers.add(out.copy(), self._transport)
             out.clear()
             writes.clear()
         if self._closing or self._ended:
             self._flush()
 
-    def _close_batches(self) -> VirgoError | None:
+    async def _hold(self, pending: Awaitable[None], slot: Slot, out: list[bytes], writes: list[int]) -> None:
+        """Send answers once what they acknowledge is wherever it has to be."""
+        try:
+            await pending
+        except VirgoError as error:
+            _fail(out, writes, error)
+        self._answers.fill(slot, out)
+        self._exclusive = self._serial
+        self._flush()
+        self.service.loop.call_soon(self._drain)
+
+    def _close_batches(self) -> tuple[Awaitable[None] | None, VirgoError | None]:
+        """What to wait for, and what failed."""
+        pending: Awaitable[None] | None = None
         failure: VirgoError | None = None
         batches, self._batches = self._batches, {}
         for batch in batches.values():
             try:
-                batch.close()
+                pending = batch.close() or pending
             except VirgoError as error:
                 failure = failure or error
             except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
                 failure = failure or defect([b"batch"], error)
-        return failure
+        return pending, failure
 
     def _flush(self) -> None:
         """Send the answers that are there, in order; close if that was asked and all is sent."""
@@ -448,3 +468,9 @@ class Session(asyncio.Protocol):
         if reading is not self._reading:
             self._reading = reading
             (self._transport.resume_reading if reading else self._transport.pause_reading)()
+
+
+def _fail(out: list[bytes], writes: list[int], error: VirgoError) -> None:
+    """Let the error be the answer to all that wrote."""
+    for position in writes:
+        out[position] = resp.error(error)

@@ -1,0 +1,76 @@
+"""A region for asyncio: the same surface as `virgo.memory.region`, with `await`."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from virgo.memory.calls import Data, RegionInfo
+
+if TYPE_CHECKING:
+    from virgo.memory.aclient import AsyncMemoryClient
+
+
+class AsyncRegion:
+    """An allocation; `async with` frees it at the end of the block.
+
+    Attributes:
+        id: unique in the cloud, and never given again.
+    """
+
+    __slots__ = ("_client", "_info", "_size", "id")
+
+    def __init__(self, client: AsyncMemoryClient, identifier: int, size: int | None = None) -> None:
+        self._client = client
+        self._info: RegionInfo | None = None
+        self._size = size
+        self.id = identifier
+
+    def __repr__(self) -> str:
+        return f"<AsyncRegion {self.id:#x}{'' if self._size is None else f' of {self._size} bytes'}>"
+
+    def __reduce__(self) -> tuple[Any, tuple[int, int | None]]:
+        """Elsewhere it arrives as a `Region`: there may be no event loop."""
+        from virgo.memory.region import arrived
+
+        return arrived, (self.id, self._size)
+
+    async def __aenter__(self) -> AsyncRegion:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.free()
+
+    async def size(self) -> int:
+        """Declared bytes: the longest value."""
+        if self._size is None:
+            self._size = (await self._lasting()).size
+        return self._size
+
+    async def node(self) -> str:
+        """Name of its home node."""
+        return (await self._lasting()).node
+
+    async def _lasting(self) -> RegionInfo:
+        """What never changes of it, asked once."""
+        if self._info is None:
+            self._info = await self.stats()
+        return self._info
+
+    async def stats(self) -> RegionInfo:
+        """What its home knows of it now. Raises UnknownId, NodeLost."""
+        return await self._client.describe(self.id)
+
+    async def set(self, data: Data) -> None:
+        """Replace the value; see `Region.set`."""
+        await self._client.set_region(self.id, data)
+
+    async def get(self) -> bytes:
+        """The value; b"" before the first set. Raises UnknownId, NodeLost."""
+        return await self._client.get_region(self.id)
+
+    async def free(self) -> None:
+        """Give the memory back. Raises UnknownId if it was freed already."""
+        await self._client.free_region(self.id)

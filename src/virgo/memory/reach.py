@@ -1,0 +1,117 @@
+"""How a client of a node gets at what it holds: by mapping where it can, else by asking the node."""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+
+from virgo.errors import NotRunning, UnknownCommand
+from virgo.memory import calls
+from virgo.memory.calls import Local
+from virgo.memory.mapped import MISSING, step_aside
+from virgo.memory.verbs import BY_NAME
+from virgo.wire.call import Call, Runner
+
+T = TypeVar("T")
+_TABLE_AGE_S_MIN = 0.05  # the slot table is not asked for more often
+
+
+class Reach:
+    """One node and, if it is near, its store. Safe for use from several threads, and after a fork.
+
+    Args:
+        runner: runs the calls.
+        mapped: whether to read and write by mapping where that is possible.
+
+    Attributes:
+        local: the store as mapped; None if it is not, or was not looked for yet (see `attach`).
+    """
+
+    __slots__ = ("_runner", "_seek", "_table_at", "local")
+
+    def __init__(self, runner: Runner, *, mapped: bool) -> None:
+        self._runner = runner
+        self._seek = mapped
+        self._table_at = 0.0
+        self.local: Local | None = None
+
+    def __repr__(self) -> str:
+        return f"{self._runner!r}{' mapped' if self.local is not None else ''}"
+
+    def attach(self) -> Local | None:
+        """The store as mapped; looked for once."""
+        if self._seek:
+            try:
+                self.local = Local(self.run(calls.LOCAL), self.run(calls.SLOTS))
+            except (NotRunning, UnknownCommand):
+                self.local = None
+            self._seek = False
+        return self.local
+
+    def detach(self) -> None:
+        """Map it no longer."""
+        self.local = None
+
+    def run(self, call: Call[T]) -> T:
+        """Have the node do it."""
+        step_aside()
+        return self._runner.run(call)
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def find(self, raw: bytes) -> bytes | None:
+        """The value of a key, None if it is absent. Raises NodeLost."""
+        local = self.local or self.attach()
+        if local is None:
+            return self._ask(raw)
+        try:
+            found = local.key(raw)
+        except NotRunning:
+            self.local = None
+            return self._ask(raw)
+        return self._ask(raw) if found is MISSING else found
+
+    def _ask(self, raw: bytes) -> bytes | None:
+        """A key's value from the node, for those that are not mapped or not here."""
+        found = self.run(calls.get_key(raw))
+        if found is not None:
+            self.learn(raw)
+        return found
+
+    def there(self, raw: bytes) -> bool:
+        """Whether a key is there."""
+        local = self.local or self.attach()
+        if local is not None:
+            try:
+                found = local.key(raw)
+            except NotRunning:
+                self.local = None
+            else:
+                if found is not MISSING:
+                    return found is not None
+        return self.run(calls.exists(raw))
+
+    def put(self, raw: bytes, data: bytes) -> None:
+        """Set a key that does not expire."""
+        local = self.local or self.attach()
+        if local is None or not local.put(raw, data):
+            self.run(calls.set_key(raw, data, None, ""))
+            self.learn(raw)
+
+    def do(self, call: Call[T]) -> T:
+        """A command on one key: here if the key is, else by the node."""
+        local = self.local or self.attach()
+        if local is not None:
+            found = local.run(BY_NAME[str(call.request[0])], call.request)
+            if found is not MISSING:
+                return call.decode(found)
+        result = self.run(call)
+        self.learn(calls.encode_key(call.request[1]))  # type: ignore[arg-type]
+        return result
+
+    def learn(self, raw: bytes) -> None:
+        """Know where a key is that the node has just found or made."""
+        local = self.local
+        if local is not None and local.lacks(raw) and time.monotonic() - self._table_at >= _TABLE_AGE_S_MIN:
+            self._table_at = time.monotonic()
+            local.learn(self.run(calls.SLOTS))
