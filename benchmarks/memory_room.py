@@ -2,7 +2,7 @@
 
 The cycles keep a fixed number of values of 16 B to 8 KiB alive, evenly spread over the powers of two: each
 deletes one at random and sets a new one of another size. VIRGO_BENCH_CYCLES says how many there are; 10
-million take about ten minutes for each contender.
+million take from three to fifteen minutes for each contender and round.
 """
 
 from __future__ import annotations
