@@ -104,6 +104,7 @@ _OF_KEYS: dict[str, dict[str, str]] = {
         "__delitem__": f"{_NO_AWAIT}: delete",
         "__contains__": f"{_NO_AWAIT}: exists",
         "__len__": f"{_NO_AWAIT}: count",
+        "view": "a coroutine that holds it would hold up the pool: get",
     },
     "only_asyncio": {"exists": "for `in`", "count": "for `len`"},
     "parameters": {

@@ -196,6 +196,15 @@ MEMORY_SYNC_SLOTS: Final = 64
 MEMORY_TAKEOVER_S: Final = 9.0
 # The table of their slots is read again before a request is passed on, unless it was read this recently.
 MEMORY_TABLE_FRESH_S: Final = 0.1
+# Values of other nodes that are read often are kept from this size on: a smaller one costs no more to send
+# than to ask for its version ...
+MEMORY_REMOTE_VALUE_BYTES_MIN: Final = 16 * KiB
+# ... up to so many bytes together ...
+MEMORY_REMOTE_BYTES_MAX: Final = 256 * MiB
+# ... and this share of the pool.
+MEMORY_REMOTE_SHARE: Final = 1 / 16
+# Keys that were read once, and are kept when they are read again.
+MEMORY_REMOTE_SIGHTED_MAX: Final = 10_000
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.
 MEMORY_SCAN_KEYS_MAX: Final = 100_000
 

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from virgo.cli import call, cloud, data, failures, files, output, tools, up
 from virgo.cli.deferred import deferred
-from virgo.cli.options import CARE, Home
+from virgo.cli.options import CARE, WORK, Home
 
 _EPILOG = "A cloud in one line: `virgo up --nodes 3 --detach`. A tour: `virgo demo`."
 
@@ -85,6 +85,11 @@ def _all(
 
 for _verbs in (up, cloud, call, data, files, tools):
     app.add_typer(_verbs.app)
+app.add_typer(
+    deferred("virgo.cli.memory", "The memory pool: its nodes and namespaces.", alone="show"),
+    name="memory",
+    rich_help_panel=WORK,
+)
 app.add_typer(
     deferred("virgo.cli.ca", "Certificates for machines and users of the cloud."),
     name="ca",

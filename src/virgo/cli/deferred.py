@@ -10,8 +10,14 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 
-def deferred(module: str, summary: str) -> typer.Typer:
-    """A stand-in for the `app` of a module, to be given to `add_typer`."""
+def deferred(module: str, summary: str, *, alone: str = "") -> typer.Typer:
+    """A stand-in for the `app` of a module, to be given to `add_typer`.
+
+    Args:
+        module: where the `app` is.
+        summary: of the group, in one line.
+        alone: the verb that is meant when none is named; "" to show the help then.
+    """
 
     class Deferred(TyperGroup):
         def _load(self) -> Any:
@@ -28,4 +34,10 @@ def deferred(module: str, summary: str) -> typer.Typer:
             self._load()
             return super().get_command(ctx, cmd_name)
 
-    return typer.Typer(cls=Deferred, help=summary, no_args_is_help=True, rich_markup_mode=None)
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            helps = {"-h", "--help"} & set(args)
+            if alone and not helps and (not args or args[0].startswith("-")):
+                args = [alone, *args]
+            return super().parse_args(ctx, args)
+
+    return typer.Typer(cls=Deferred, help=summary, no_args_is_help=not alone, rich_markup_mode=None)

@@ -35,6 +35,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(plain, indent=2) + "\n")
 
 
+def print_json_line(value: Any) -> None:
+    """A value as JSON on one line of standard output, at once: for what goes on."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
 def say(text: str = "") -> None:
     """A line of the result."""
     sys.stdout.write(text + "\n")

@@ -19,9 +19,9 @@ from virgo.memory import calls
 from virgo.memory.amapping import AsyncKeyMapping, AsyncNamespace, AsyncReach
 from virgo.memory.aregion import AsyncRegion
 from virgo.memory.calls import Data, Key, RegionInfo
+from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import checked
 from virgo.memory.mapped import MISSING
-from virgo.memory.spaces import SpaceInfo
 from virgo.wire.call import AsyncRunner
 
 __all__ = ["AsyncMemoryClient", "AsyncNamespace", "AsyncRegion"]
@@ -96,6 +96,10 @@ class AsyncMemoryClient(AsyncKeyMapping):
     async def count(self) -> int:
         """How many keys there are, over all nodes."""
         return await self._reach.run(calls.count_keys())
+
+    async def pool(self) -> Pool:
+        """All nodes' parts of the pool; see `MemoryClient.pool`."""
+        return await self._reach.run(calls.POOL)
 
     async def clear(self) -> None:
         """Delete all keys of the cloud; regions stay."""

@@ -14,9 +14,9 @@ from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import check_fits
+from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import OPENING
-from virgo.memory.mapped import MISSING, open_mapped
-from virgo.memory.spaces import SpaceInfo
+from virgo.memory.mapped import MISSING, Held, open_mapped
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
@@ -278,6 +278,7 @@ def stats() -> Call[dict[str, Any]]:
 
 
 LOCAL: Call[LocalInfo] = Call(("MEMORY.LOCAL",), lambda reply: msgspec.json.decode(reply, type=LocalInfo))
+POOL: Call[Pool] = Call(("MEMORY.POOL",), lambda reply: msgspec.json.decode(reply, type=Pool))
 SPACES: Call[list[SpaceInfo]] = Call(
     ("MEMORY.NAMESPACES",), lambda reply: msgspec.json.decode(reply, type=list[SpaceInfo])
 )
@@ -291,7 +292,7 @@ class Local:
         NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
     """
 
-    __slots__ = ("_change", "_data", "_holds", "_key", "_number", "_table")
+    __slots__ = ("_change", "_data", "_holds", "_key", "_number", "_table", "_view")
 
     def __init__(self, info: LocalInfo, table: list[int]) -> None:
         self._number = info.number
@@ -300,6 +301,7 @@ class Local:
         self._key = mapped.key
         self._data = mapped.data
         self._holds = mapped.holds
+        self._view = mapped.view
         self._change = mapped.change if info.writable and mapped.writable else None
 
     def __repr__(self) -> str:
@@ -312,6 +314,13 @@ class Local:
             return MISSING
         found = self._key(keyspace.SLOT_PREFIXES[slot] + key)
         return found if slot < MEMORY_SLOTS or self._holds(slot) else MISSING
+
+    def view(self, key: bytes) -> Held | None:
+        """A key's value where it lies; None if it is to be had otherwise."""
+        slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
+        if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX or slot >= MEMORY_SLOTS:
+            return None
+        return self._view(keyspace.SLOT_PREFIXES[slot] + key)
 
     def put(self, key: bytes, value: bytes) -> bool:
         """Set a key that does not expire; False if the node is to be asked."""

@@ -17,12 +17,12 @@ from typing import Any
 from virgo.errors import NotRunning
 from virgo.memory import calls
 from virgo.memory.calls import Data, Key, RegionInfo, Versioned
+from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import checked
 from virgo.memory.mapped import MISSING
 from virgo.memory.mapping import KeyMapping, Namespace
 from virgo.memory.reach import Reach
 from virgo.memory.region import Region
-from virgo.memory.spaces import SpaceInfo
 from virgo.wire.call import Runner, whole
 
 __all__ = ["MemoryClient", "Namespace", "Region", "RegionInfo", "SpaceInfo", "Versioned"]
@@ -132,6 +132,10 @@ class MemoryClient(KeyMapping):
     def namespaces(self) -> list[SpaceInfo]:
         """The declared namespaces, with what the connected node holds of each."""
         return self._reach.run(calls.SPACES)
+
+    def pool(self) -> Pool:
+        """All nodes' parts of the pool, and all namespaces with their keys on these. No node is left out."""
+        return self._reach.run(calls.POOL)
 
     def clear(self) -> None:
         """Delete all keys of the cloud; regions stay."""

@@ -135,6 +135,16 @@ def version(batch: Batch, request: list[bytes]) -> list[int]:
     return found
 
 
+def changed(batch: Batch, request: list[bytes]) -> list[int | bytes] | None:
+    """MEMORY.KEY.CHANGED key version: its version, and the value if that is another one; nil if absent."""
+    entry = use(batch, stored_key(request[1]))
+    batch.count_get(entry is not None)
+    if entry is None:
+        return None
+    same = entry.version == number(request[2], "the version", low=0)
+    return [entry.version] if same else [entry.version, entry.value]
+
+
 # --- all keys of this node --------------------------------------------------------------------
 
 

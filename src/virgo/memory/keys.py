@@ -25,6 +25,7 @@ from virgo.limits import (
 from virgo.memory import generic, keyspace, parallel, strings
 from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import HEAD_BYTES, slot_of
+from virgo.memory.remote import Known, RemoteValues
 from virgo.memory.slots import Slots
 from virgo.memory.store import Store
 from virgo.memory.verbs import BY_NAME, GET, SET, VERBS, Local, Verb
@@ -39,7 +40,11 @@ _RUN_VALUE_BYTES_MAX = 4096  # larger ones are not worth to be handled together
 
 
 class Keys:
-    """The commands on named keys of one node."""
+    """The commands on named keys of one node.
+
+    Attributes:
+        remote: values of other nodes that are kept here.
+    """
 
     def __init__(self, node: NodeServices, store: Store, slots: Slots) -> None:
         self._node = node
@@ -48,6 +53,7 @@ class Keys:
         self._slots = slots
         self._table = slots.table
         self._batch = store.batch
+        self.remote = RemoteValues(store.state.capacity_bytes)
 
     def __repr__(self) -> str:
         return f"<Keys of node {self._number}, {self._slots!r}>"
@@ -154,7 +160,28 @@ class Keys:
     async def _elsewhere(self, verb: Verb, request: list[bytes]) -> Any:
         """Do a command whose keys lie together where they are, or would be."""
         numbers = await self.locate(verb.keys(request), assigns=verb.creates)
+        if verb is GET and numbers[0] not in (0, self._number):
+            return await self._get_from(numbers[0], request)
         return await self.at(numbers[0], verb, request)
+
+    async def _get_from(self, number: int, request: list[bytes]) -> bytes | None:
+        """A value of another node, which is sent only if it is not here already."""
+        key = request[1]
+        if not self.remote.wanted(key):
+            value: bytes | None = await self.at(number, GET, request)
+            self.remote.sight(key, value)
+            return value
+        known = self.remote.get(key, number)
+        version = 0 if known is None else known.version
+        reply = await self.at(number, CHANGED, [b"MEMORY.KEY.CHANGED", key, b"%d" % version])
+        if reply is None:
+            self.remote.forget(key)
+            return None
+        if len(reply) == 1 and known is not None:
+            self.remote.hit(key)
+            return known.value
+        self.remote.keep(key, Known(number, *reply))
+        return bytes(reply[1])
 
     # --- where keys are -----------------------------------------------------------------------
 
@@ -224,7 +251,7 @@ class Keys:
 
     def _run_copy(self, _session: Session | None, request: list[bytes]) -> Any:
         """MEMORY.COPY.RUN command key...: its answer, from what is here of another node's keys."""
-        verb = BY_NAME.get(request[1].decode("ascii", "replace").upper())
+        verb = _FROM_COPIES.get(request[1].decode("ascii", "replace").upper())
         if verb is None or verb.changes:
             raise BadArgument(
                 "only reads can be answered from copies", hint="It is for nodes, not for people."
@@ -307,7 +334,9 @@ DUMP = _between("DUMP", generic.dump, "key")
 PUT = _between("PUT", generic.put, "key replace record", changes=True)
 DROP = _between("DROP", generic.drop, "key version", changes=True)
 VERSION = _between("VERSION", generic.version, "key [key...]", shape="many")
-_BETWEEN_NODES = (DUMP, PUT, DROP, VERSION)
+CHANGED = _between("CHANGED", generic.changed, "key version")
+_BETWEEN_NODES = (DUMP, PUT, DROP, VERSION, CHANGED)
+_FROM_COPIES = {**BY_NAME, **{verb.name: verb for verb in _BETWEEN_NODES}}
 
 
 def _command(verb: Verb, handler: Handler, **more: Any) -> Command:

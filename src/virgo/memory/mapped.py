@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
+from types import TracebackType
 from typing import Any, TypeVar
 
 import lmdb
@@ -112,6 +113,23 @@ class Mapped:
         if entry.generation >= 0 and not self._counts(stored, entry):
             return None
         return MISSING if entry.sliding_ms and tired(entry) else entry.value
+
+    def view(self, stored: bytes) -> Held | None:
+        """The value of a plain key, held where it lies; None if `key` is to be used."""
+        self._enter(None)
+        txn = None
+        try:
+            if monotonic() <= self._check_at:
+                txn = self._begin(None, None, False, True)
+                record = txn.get(stored, None, self._keys)
+                if record is not None and record[0] == 0:
+                    return Held(memoryview(record)[HEAD_BYTES:], txn, self._leave)
+        except (TypeError, lmdb.Error):
+            pass  # it is closed, or has grown: `key` sees to that
+        if txn is not None:
+            txn.abort()
+        self._leave()
+        return None
 
     def _counts(self, stored: bytes, entry: Entry) -> bool:
         """Whether a key with a generation is there; if so its use is counted."""
@@ -281,6 +299,35 @@ class Mapped:
         env.close()
         if self._announced is not None:
             self._announced.close()
+
+
+class Held:
+    """A value where it lies in the map, for the time of a `with` block; see `KeyMapping.view`.
+
+    Its pages are kept as they are by a transaction that reads, and the map is not closed meanwhile.
+    """
+
+    __slots__ = ("_leave", "_memory", "_txn")
+
+    def __init__(self, memory: memoryview, txn: Any, leave: Callable[[], None]) -> None:
+        self._memory = memory
+        self._txn = txn
+        self._leave = leave
+
+    def __repr__(self) -> str:
+        return f"<Held {self._memory!r}>"
+
+    def __enter__(self) -> memoryview:
+        return self._memory
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._memory.release()  # from now on using it is an error
+        finally:
+            self._txn.abort()
+            self._leave()
 
 
 class _Stale(Exception):

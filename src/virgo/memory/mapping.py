@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from virgo.errors import Conflict
@@ -47,6 +48,18 @@ class KeyMapping(MutableMapping[Key, bytes]):
         """The value of a key, or `default`. Raises NodeLost: absence is never guessed."""
         found = self._reach.find(self._raw(key))
         return default if found is None else found
+
+    def view(self, key: Key) -> AbstractContextManager[memoryview]:
+        """The value of a key as a memoryview for the time of a `with` block. Raises KeyError, NodeLost.
+
+        Where the key is mapped it is not copied: it lies in the pool, as of now, until the end of the block.
+        Do not hold it for long, since meanwhile the pool cannot use anew what is replaced. Nothing made of
+        it, no slice and no array, may be used after the block: it would show whatever is there by then.
+        """
+        found = self._reach.view(self._raw(key))
+        if found is None:
+            raise KeyError(key)
+        return found
 
     def set(
         self,

@@ -21,7 +21,8 @@ from virgo.limits import (
     MEMORY_SWEEP_KEYS_MAX,
 )
 from virgo.memory import parallel, spaces
-from virgo.memory.spaces import Declared, SpaceInfo, Table
+from virgo.memory.figures import SpaceInfo
+from virgo.memory.spaces import Declared, Table
 from virgo.memory.store import Store
 from virgo.module import NodeServices
 from virgo.wire.commands import Command
@@ -84,11 +85,15 @@ class Namespaces:
 
     async def _list(self, _session: Session, _request: list[bytes]) -> bytes:
         """MEMORY.NAMESPACES: with the figures of this node."""
+        return msgspec.json.encode(await self.measure())
+
+    async def measure(self) -> list[SpaceInfo]:
+        """All namespaces, with what this node has of each."""
         found = []
         for name, declared in sorted(self._table.items()):
             keys, size = await self._measure(name, declared.generation)
             found.append(_info(name, declared, keys, size))
-        return msgspec.json.encode(found)
+        return found
 
     async def _measure(self, name: bytes, generation: int) -> tuple[int, int]:
         """Count and bytes of the keys here; others have their turn in between."""
@@ -202,5 +207,5 @@ def _cache(words: list[bytes]) -> bool | None:
 
 
 def _info(name: bytes, declared: Declared, keys: int | None = None, size: int | None = None) -> SpaceInfo:
-    shown = name.decode("utf-8", "surrogateescape")
+    shown = name.decode("utf-8", "backslashreplace")
     return SpaceInfo(shown, declared.generation, declared.cache, keys, size)

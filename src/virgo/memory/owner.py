@@ -175,6 +175,8 @@ class OwnerBatch(Batch):
     def measure(self, name: bytes, generation: int, slot: int, count: int) -> tuple[int, int, int]:
         """Where to go on, count and bytes of keys of a namespace that count; otherwise as `sweep`."""
         slot, found = self._generations(name, slot, count, lambda found: found in (generation, 0, NOWHERE))
+        copies = self._store.copies  # which count where their owner is
+        found = [each for each in found if (each[0][0] << 8 | each[0][1]) not in copies]
         return slot, len(found), sum(len(stored) + size for stored, size in found)
 
     def drop_claims(self, now_ms: int, count: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from virgo.errors import NotRunning, UnknownCommand
@@ -77,6 +78,15 @@ class Reach:
         if found is not None:
             self.learn(raw)
         return found
+
+    def view(self, raw: bytes) -> AbstractContextManager[memoryview] | None:
+        """The value of a key for the time of a `with` block, without a copy if possible; None if absent."""
+        local = self.local or self.attach()
+        held = None if local is None else local.view(raw)
+        if held is not None:
+            return held
+        found = self.find(raw)
+        return None if found is None else memoryview(found)
 
     def there(self, raw: bytes) -> bool:
         """Whether a key is there."""

@@ -34,6 +34,7 @@ from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
 from virgo.memory.mirrors import Mirrors
 from virgo.memory.namespaces import Namespaces
+from virgo.memory.overview import Overview
 from virgo.memory.regions import Regions
 from virgo.memory.slots import Slots
 from virgo.memory.spread import Spread
@@ -90,6 +91,7 @@ class MemoryModule:
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
         self._namespaces = Namespaces(self._node, self._store)
+        self._overview = Overview(self._node, self.stats, self._namespaces)
         await self._namespaces.start()
         await self._mirrors.start()
         self._node.spawn(self._mirrors.follow(), name="follow mirrors")
@@ -132,6 +134,7 @@ class MemoryModule:
             *self._listing.commands(),
             *self._namespaces.commands(),
             *self._mirrors.commands(),
+            *self._overview.commands(),
             *self._transactions.commands(),
             *self._chunks.commands(),
             Command(
@@ -154,6 +157,8 @@ class MemoryModule:
             "chunks_swept": self._chunks.swept,
             "keys_swept": self._namespaces.swept,
             **self._mirrors.stats(),
+            "remote_hits": self._keys.remote.hits,
+            "remote_bytes": self._keys.remote.held_bytes,
             "keys_evicted": self.store.evictor.evicted,
             "writers_helped": self._guard.helped,
             "writers_killed": self._guard.killed,

@@ -61,23 +61,6 @@ class Declared(msgspec.Struct, frozen=True, array_like=True):
     cache: bool = False
 
 
-class SpaceInfo(msgspec.Struct, frozen=True):
-    """A namespace, and what one node holds of it.
-
-    Attributes:
-        generation: how often it was dropped, and one more.
-        cache: whether its keys may be evicted.
-        keys: of this node; None where they were not counted.
-        key_bytes: of these keys and their values.
-    """
-
-    name: str
-    generation: int
-    cache: bool
-    keys: int | None = None
-    key_bytes: int | None = None
-
-
 Table = dict[bytes, Declared]
 
 

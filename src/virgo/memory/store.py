@@ -31,7 +31,7 @@ from virgo.memory.keeper import Keeper
 from virgo.memory.life import LifeFile, boot_id
 from virgo.memory.owner import OwnerBatch
 from virgo.memory.sketch import Sketch
-from virgo.memory.tables import DATABASES, FORMAT, IDENTITY, STATE, State, Tables, fault
+from virgo.memory.tables import DATABASES, FORMAT, IDENTITY, PAGE_BYTES, STATE, State, Tables, fault
 
 log = logging.getLogger("virgo.memory")
 
@@ -216,20 +216,30 @@ class Store(Tables):
     def stats(self) -> dict[str, Any]:
         """Figures."""
         with self.env.begin() as txn:
-            entries = {name: txn.stat(getattr(self, name))["entries"] for name in DATABASES}
-            used = self.state.declared_bytes + self.keys_bytes(txn)
+            stats = {name: txn.stat(getattr(self, name)) for name in DATABASES}
+            keys_bytes = self.keys_bytes(txn)
+        entries = {name: stat["entries"] for name, stat in stats.items()}
+        used = self.state.declared_bytes + keys_bytes
         info = self.env.info()
+        pages = sum(_pages(stat) for stat in (*stats.values(), self.env.stat()))
         return {
             "capacity_bytes": self.state.capacity_bytes,
             "used_bytes": used,
             "declared_bytes": self.state.declared_bytes,
+            "keys_bytes": keys_bytes,
+            "reusable_bytes": max(0, (info["last_pgno"] + 1 - pages) * PAGE_BYTES),
             "file_bytes": self.file_bytes(),
             "map_bytes": self.map_bytes,
             "regions": entries["regions"],
             "chunks": entries["chunks"],
-            "keys": entries["keys"],
+            "keys": entries["keys"] - sum(self.copies.values()),
             "hits": self.hits,
             "misses": self.misses,
             "readers": info["num_readers"],
             "transactions": info["last_txnid"],
         }
+
+
+def _pages(stat: dict[str, int]) -> int:
+    """Pages of one table."""
+    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]

@@ -23,7 +23,7 @@ DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due", "gone", "sp
 FORMAT = 2  # of all that is kept; a change of it empties the pool
 STATE, IDENTITY = b"state", b"identity"
 _STATE = struct.Struct("<QQQ?I?")
-_PAGE_BYTES: int = os.sysconf("SC_PAGE_SIZE")  # LMDB's pages are the system's
+PAGE_BYTES: int = os.sysconf("SC_PAGE_SIZE")  # LMDB's pages are the system's
 _NEARLY_FULL_BYTES = 1 * MiB
 _READERS_CHECK_TRANSACTIONS = 64  # so that looking costs nothing, and little can be written in between
 
@@ -110,7 +110,7 @@ class Tables:
         """Now and then, once half of the map is in use: what a killed reader saw is kept until then."""
         if self.last_id - self._readers_checked_id >= _READERS_CHECK_TRANSACTIONS:
             self._readers_checked_id = self.last_id
-            if self.env.info()["last_pgno"] * _PAGE_BYTES > self.map_bytes // 2:
+            if self.env.info()["last_pgno"] * PAGE_BYTES > self.map_bytes // 2:
                 self.env.reader_check()
 
     def age(self) -> None:
@@ -146,7 +146,7 @@ class Tables:
         else:
             stat = txn.stat(self.keys)
         pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        return pages * _PAGE_BYTES
+        return pages * PAGE_BYTES
 
     def measure_keys(self, txn: Any) -> None:
         """Take the exact size of the keys as the base of what is counted on."""

@@ -17,9 +17,9 @@ import contextvars
 import logging
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from virgo import context as contexts
 from virgo.context import NOBODY, ROLES, Context, Identity
@@ -37,9 +37,10 @@ from virgo.limits import (
 )
 from virgo.wire import resp
 from virgo.wire.answers import Answers, Slot
+from virgo.wire.batches import Batches, fail
 from virgo.wire.commands import Command, CommandTable
 from virgo.wire.framing import RequestReader
-from virgo.wire.hooks import Batch, Interceptor
+from virgo.wire.hooks import Interceptor
 from virgo.wire.peer import hung_up, identify
 from virgo.wire.refusals import defect, denied
 from virgo.wire.runs import handle_run
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("virgo.wire")
 
 
-B = TypeVar("B", bound=Batch)
 _SMALL_BYTES = 512  # answers below this are not counted against OUTPUT_PAUSE_BYTES
 
 
@@ -65,6 +65,7 @@ class Session(asyncio.Protocol):
         remote: whether it has come by TCP.
         queue: requests that were received and are not handled yet.
         attached: what commands keep for the connection, by a name of their own.
+        batch: gives the chunk's batch of a key, made by a function on first use.
     """
 
     def __init__(self, service: Service, number: int) -> None:
@@ -87,7 +88,8 @@ class Session(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = False  # a request is being awaited that those behind it wait for
         self._exclusive = False  # that, or as many are being awaited as may be
-        self._batches: dict[bytes, Batch] = {}
+        self._batches = Batches()
+        self.batch = self._batches.get
         self._closing = False
         self._ended = False  # the client will send no more
         self._lingers = False  # a fault was answered, and the client may read it
@@ -111,13 +113,6 @@ class Session(asyncio.Protocol):
     def working(self) -> bool:
         """Whether requests of this connection are being handled."""
         return bool(self._tasks)
-
-    def batch(self, key: bytes, factory: Callable[[], B]) -> B:
-        """The chunk's batch of that key, made by `factory` on first use."""
-        found = self._batches.get(key)
-        if found is None:
-            found = self._batches[key] = factory()
-        return found  # type: ignore[return-value]
 
     def login(self, identity: Identity) -> None:
         """Go on as this identity."""
@@ -397,11 +392,7 @@ class Session(asyncio.Protocol):
 
     def finish(self, out: list[bytes], writes: list[int]) -> None:
         """Close the batches, then send the answers of the chunk so far."""
-        pending: Awaitable[None] | None = None
-        if self._batches:
-            pending, failure = self._close_batches()
-            if failure is not None:
-                _fail(out, writes, failure)
+        pending = self._batches.close(out, writes) if self._batches else None
         if pending is not None:
             self._spawn(self._hold(pending, self._answers.promise(), out.copy(), writes.copy()))
             out.clear()
@@ -418,25 +409,11 @@ class Session(asyncio.Protocol):
         try:
             await pending
         except VirgoError as error:
-            _fail(out, writes, error)
+            fail(out, writes, error)
         self._answers.fill(slot, out)
         self._exclusive = self._serial
         self._flush()
         self.service.loop.call_soon(self._drain)
-
-    def _close_batches(self) -> tuple[Awaitable[None] | None, VirgoError | None]:
-        """What to wait for, and what failed."""
-        pending: Awaitable[None] | None = None
-        failure: VirgoError | None = None
-        batches, self._batches = self._batches, {}
-        for batch in batches.values():
-            try:
-                pending = batch.close() or pending
-            except VirgoError as error:
-                failure = failure or error
-            except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
-                failure = failure or defect([b"batch"], error)
-        return pending, failure
 
     def _flush(self) -> None:
         """Send the answers that are there, in order; close if that was asked and all is sent."""
@@ -468,9 +445,3 @@ class Session(asyncio.Protocol):
         if reading is not self._reading:
             self._reading = reading
             (self._transport.resume_reading if reading else self._transport.pause_reading)()
-
-
-def _fail(out: list[bytes], writes: list[int], error: VirgoError) -> None:
-    """Let the error be the answer to all that wrote."""
-    for position in writes:
-        out[position] = resp.error(error)
