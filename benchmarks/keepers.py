@@ -42,12 +42,17 @@ class Values:
 
 def virgo_mapped(running: ExitStack, home: Path) -> Values:
     """Our client on the node's machine: one key at a time by mapping, several through the node."""
+    return _of_ours(mapped_memory(running, home))
+
+
+def mapped_memory(running: ExitStack, home: Path) -> Any:
+    """`cloud.memory` where it maps the node's store."""
     import virgo
 
     memory = running.enter_context(virgo.connect(home=home, embedded=False)).memory
     if not memory.mapped:
         raise RuntimeError("the node's store was not mapped")
-    return _of_ours(memory)
+    return memory
 
 
 def virgo_tcp(running: ExitStack, place: servers.Virgo) -> Values:

@@ -11,13 +11,14 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import keepers, servers
 from benchmarks.harness import ROUNDS_MIN, Comparison, Contender, Entry, Figures, Hosted, Measure, Need
 from benchmarks.peers import ray_session
 from benchmarks.timing import one_at_a_time
 
+T = TypeVar("T")
 KiB, MiB = 1024, 1024**2
 SIZES = {64: "64 B", KiB: "1 KiB", 64 * KiB: "64 KiB", MiB: "1 MiB", 16 * MiB: "16 MiB", 64 * MiB: "64 MiB"}
 _HELD_BYTES = 128 * MiB  # of the large sizes: beyond the processor's caches
@@ -34,11 +35,12 @@ class Sized(Hosted):
     Attributes:
         sizes: those that it is measured with.
         get, set, delete: of values.
-        put_array, get_array: of arrays; by default they are copied to bytes, and read where these are.
+        sets: whether sets are measured too.
     """
 
     needs: tuple[Need, ...] = (servers.module("numpy"),)
     sizes: Sequence[int] = tuple(SIZES)
+    sets = True
 
     def __init__(self, quick: bool) -> None:
         super().__init__(quick)
@@ -56,15 +58,19 @@ class Sized(Hosted):
         """Take these from a client."""
         self.get, self.set, self.delete = values.get, values.set, values.delete
 
+    def touch(self, key: str) -> None:
+        """Get a value: what is timed."""
+        self.get(key)
+
     def put_array(self, key: str, array: Any) -> None:
-        """Keep an array."""
+        """Keep an array; by default as a copy of its bytes."""
         self.set(key, array.tobytes())
 
-    def get_array(self, key: str) -> Any:
-        """The array, perhaps read-only."""
+    def read_array(self, key: str, read: Callable[[Any], T]) -> T:
+        """What `read` makes of the array, which may be read-only and last no longer."""
         import numpy
 
-        return numpy.frombuffer(self.get(key))
+        return read(numpy.frombuffer(self.get(key)))
 
     def measure(self) -> Figures:
         figures: Figures = {}
@@ -81,8 +87,9 @@ class Sized(Hosted):
         if any(self.get(key) != value for key in keys):
             raise RuntimeError(f"{self.name} gives wrong values of {SIZES[size]}")
         following = itertools.cycle(keys).__next__
-        figures = self._time(f"get {SIZES[size]}", lambda: self.get(following()), size)
-        figures |= self._time(f"set {SIZES[size]}", lambda: self.set(following(), value), size)
+        figures = self._time(f"get {SIZES[size]}", lambda: self.touch(following()), size)
+        if self.sets:
+            figures |= self._time(f"set {SIZES[size]}", lambda: self.set(following(), value), size)
         for key in keys:
             self.delete(key)
         return figures
@@ -94,12 +101,15 @@ class Sized(Hosted):
         keys = [f"array:{number}" for number in range(2)]
         for key in keys:
             self.put_array(key, array)
-        if not all(numpy.array_equal(self.get_array(key), array) for key in keys):
+        if not all(self.read_array(key, lambda found: numpy.array_equal(found, array)) for key in keys):
             raise RuntimeError(f"{self.name} gives wrong arrays")
         following = itertools.cycle(keys).__next__
-        figures = self._time(_ARRAY["array get"], lambda: _edges(self.get_array(following())), _ARRAY_BYTES)
-        figures |= self._time(_ARRAY["sum"], lambda: self.get_array(following()).sum(), _ARRAY_BYTES)
-        figures |= self._time(_ARRAY["array set"], lambda: self.put_array(following(), array), _ARRAY_BYTES)
+        figures = self._time(_ARRAY["array get"], lambda: self.read_array(following(), _edges), _ARRAY_BYTES)
+        figures |= self._time(_ARRAY["sum"], lambda: self.read_array(following(), numpy.sum), _ARRAY_BYTES)
+        if self.sets:
+            figures |= self._time(
+                _ARRAY["array set"], lambda: self.put_array(following(), array), _ARRAY_BYTES
+            )
         for key in keys:
             self.delete(key)
         return figures
@@ -126,6 +136,34 @@ class OurMapped(Sized):
     def start(self) -> None:
         place = self.running.enter_context(servers.virgo_cloud())
         self.use(keepers.virgo_mapped(self.running, place.home))
+
+
+class OurViews(Sized):
+    """The same client, which looks at values where they lie."""
+
+    name = "virgo view"
+    promises = "no copy: a whole value as of one moment, read-only, for the time of a `with` block"
+    sets = False
+
+    def start(self) -> None:
+        place = self.running.enter_context(servers.virgo_cloud())
+        memory = keepers.mapped_memory(self.running, place.home)
+        self.set, self.delete, self._view = memory.set, memory.__delitem__, memory.view
+        self.get = self._get
+
+    def _get(self, key: str) -> bytes:
+        with self._view(key) as found:
+            return bytes(found)
+
+    def touch(self, key: str) -> None:
+        with self._view(key) as found:
+            found[-1]
+
+    def read_array(self, key: str, read: Callable[[Any], T]) -> T:
+        import numpy
+
+        with self._view(key) as found:
+            return read(numpy.frombuffer(found))
 
 
 class Redis(Sized):
@@ -173,8 +211,8 @@ class RayObjects(Sized):
     def put_array(self, key: str, array: Any) -> None:
         self.set(key, array)
 
-    def get_array(self, key: str) -> Any:
-        return self.get(key)
+    def read_array(self, key: str, read: Callable[[Any], T]) -> T:
+        return read(self.get(key))
 
 
 class Segments(Sized):
@@ -207,17 +245,26 @@ class Segments(Sized):
     def put_array(self, key: str, array: Any) -> None:
         self._set(key, memoryview(array).cast("B"))  # type: ignore[arg-type]
 
-    def get_array(self, key: str) -> Any:
+    def read_array(self, key: str, read: Callable[[Any], T]) -> T:
         import numpy
 
-        return numpy.frombuffer(self._held[key].buf)
+        return read(numpy.frombuffer(self._held[key].buf))
 
 
 def contenders(quick: bool) -> Sequence[Contender]:
-    """Ours, the peers, and the floor."""
-    return (OurMapped(quick), Redis(quick), Memcached(quick), RayObjects(quick), Segments(quick))
+    """Ours in two ways, the peers, and the floor."""
+    return (
+        OurMapped(quick),
+        Redis(quick),
+        OurViews(quick),
+        Memcached(quick),
+        RayObjects(quick),
+        Segments(quick),
+    )
 
 
+_PEERS = ("redis-py", "pymemcache", "Ray", "shared_memory")
+_READS = [*(f"get {label}" for label in SIZES.values()), _ARRAY["array get"], _ARRAY["sum"]]
 _OPERATIONS = [f"{operation} {label}" for label in SIZES.values() for operation in ("get", "set")]
 
 ENTRY = Entry(
@@ -232,9 +279,9 @@ ENTRY = Entry(
             Measure(f"{operation}, p99", "s"),
         )
     ),
-    comparisons=tuple(
-        Comparison("virgo mapped", peer, (*_OPERATIONS, *_ARRAY.values()))
-        for peer in ("redis-py", "pymemcache", "Ray", "shared_memory")
+    comparisons=(
+        *(Comparison("virgo mapped", peer, (*_OPERATIONS, *_ARRAY.values())) for peer in _PEERS),
+        *(Comparison("virgo view", peer, tuple(_READS)) for peer in _PEERS),
     ),
     contenders=contenders,
     rounds=ROUNDS_MIN,
