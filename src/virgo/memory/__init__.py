@@ -4,6 +4,8 @@ Decisions, without I/O:
 
     core          regions: chunks, placement, room
     keyspace      keys: slots, records, patterns
+    keeping       keys that are durable, or on two nodes; who succeeds a lost node
+    spaces        namespaces and their generations
     decimals      sums as INCRBYFLOAT makes them
 
 A node's store, an LMDB environment that several processes write:
@@ -11,6 +13,10 @@ A node's store, an LMDB environment that several processes write:
     tables        as a process has it open: room, errors, what others have written
     batch         a transaction on keys and values
     owner         what only the node does in one
+    sketch        how often keys were used, counted by all processes
+    eviction      which keys of caches are forgotten
+    keeper        sends changed keys to where they are kept as well
+    durable       to a second store on disk
     store         the node's: made, opened, closed
     life          what outlasts even its loss: whose boot wrote it, what ids it gave
     writers       which processes may be writing
@@ -20,7 +26,7 @@ A node's store, an LMDB environment that several processes write:
 Commands on keys, where the key is:
 
     entries       what they share: what is there now, how arguments are read
-    strings, expiry, generic, versioned
+    strings, expiry, generic, versioned, fills
     verbs         the table of them
 
 and from any node:
@@ -29,6 +35,9 @@ and from any node:
     keys          commands on named keys
     listing       commands on all keys
     transactions  MULTI, EXEC, WATCH
+    namespaces    declared and dropped, known to all nodes
+    mirrors       second copies, and what becomes of them when a node is lost
+    remote        values of other nodes that are read often
 
 Regions:
 
