@@ -115,12 +115,13 @@ _OF_KEYS: dict[str, dict[str, str]] = {
 
 
 def memory_pair() -> Pair:
+    regions = {"hold_region": "for `memoryview(region)`, which cannot be awaited"}
     return Pair(
         MemoryClient(_RUNNER),
         AsyncMemoryClient(_RUNNER),
         not_awaited={"region": _LOCAL},
         read_there={"mapped": "asks the node at first"},
-        **_OF_KEYS,
+        **{**_OF_KEYS, "only_blocking": {**_OF_KEYS["only_blocking"], **regions}},
     )
 
 
@@ -212,6 +213,7 @@ CLIENTS = [
     Pair(
         Region(_RUNNER, 1),
         AsyncRegion(_RUNNER, 1),
+        not_awaited={"view": "gives a context manager"},
         read_there={"size": "may ask the node", "node": "asks the node"},
     ),
     Pair(Client(_NOWHERE), AsyncClient(_NOWHERE), not_awaited={"stats": _LOCAL, "give": _LOCAL}),

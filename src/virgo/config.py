@@ -46,10 +46,12 @@ class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         capacity_bytes: 0 means half of the machine's memory, shared by its nodes.
         evict: whether a full pool forgets the least used keys, also those that are in no cache.
+        shared_directory: where shared regions lie; "" for /dev/shm if it is large enough, else with the node.
     """
 
     capacity_bytes: int = 0
     evict: bool = False
+    shared_directory: str = ""
 
 
 class CpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

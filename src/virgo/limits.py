@@ -153,6 +153,17 @@ MEMORY_EXPIRE_KEYS_MAX: Final = 1_000
 MEMORY_EXPIRE_S: Final = 1.0
 # Ids are reserved on disk in blocks, so that none is given twice even if the pool itself is lost.
 MEMORY_SERIALS_BLOCK: Final = 1_000_000
+# A shared region is mapped, so the largest one is as large as the largest pool.
+MEMORY_SEGMENT_BYTES_MAX: Final = 1024 * GiB
+# What is said of a shared region, the shape of an array for example: it lies in the region's record.
+MEMORY_NOTE_BYTES_MAX: Final = 2 * KiB
+# A write of a shared region takes so long at most (that of 1 GiB takes about one second); who still keeps the
+# others out then is stopped.
+MEMORY_SEGMENT_WAIT_S: Final = 3.0
+# A thread that waits for another one's lease of the same array looks this often.
+MEMORY_LEASE_POLL_S: Final = 0.002
+# A directory for segments that was made so long ago and has no owner yet is nobody's.
+MEMORY_SEGMENTS_STRAY_S: Final = 60.0
 # Attempts to move a key to another node while others set it anew.
 MEMORY_RENAME_ATTEMPTS_MAX: Final = 100
 # Between MULTI and EXEC: a transaction holds up all others while it runs, and is kept in memory until then.
@@ -205,6 +216,8 @@ MEMORY_REMOTE_BYTES_MAX: Final = 256 * MiB
 MEMORY_REMOTE_SHARE: Final = 1 / 16
 # Keys that were read once, and are kept when they are read again.
 MEMORY_REMOTE_SIGHTED_MAX: Final = 10_000
+# The largest region that is durable or kept on two nodes: each change of it is sent whole.
+MEMORY_KEPT_REGION_BYTES_MAX: Final = 256 * MiB
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.
 MEMORY_SCAN_KEYS_MAX: Final = 100_000
 

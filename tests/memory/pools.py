@@ -201,6 +201,7 @@ async def pools(
     directory: Path, count: int = 3, *, capacity_bytes: int = 64 << 20, **settings: Any
 ) -> AsyncIterator[Pools]:
     """Nodes that serve; `settings` are further ones of the memory pool."""
+    settings = {"shared_directory": str(directory), **settings}
     made = Pools(directory, count, MemoryConfig(capacity_bytes=capacity_bytes, **settings))
     try:
         for node in made.nodes.values():

@@ -23,11 +23,16 @@ def _ip(*words: str) -> None:
 
 @dataclass(frozen=True)
 class Machine:
-    """A namespace with an address and a VIRGO_HOME of its own."""
+    """A namespace with an address, a VIRGO_HOME and shared memory of its own."""
 
     namespace: str
     address: str
     home: Path
+
+    @property
+    def shared_memory(self) -> Path:
+        """What is its /dev/shm."""
+        return self.home.with_name(f"{self.home.name}-shm")
 
     def virgo(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line on this machine."""
@@ -39,8 +44,9 @@ class Machine:
 
     def run(self, command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
         """Run a command on this machine."""
+        mount = f'mount --bind {self.shared_memory} /dev/shm && exec "$@"'
         result = subprocess.run(
-            ["ip", "netns", "exec", self.namespace, *command],
+            ["ip", "netns", "exec", self.namespace, "sh", "-c", mount, "sh", *command],
             env={**os.environ, "VIRGO_HOME": str(self.home)},
             capture_output=True,
             text=True,
@@ -77,6 +83,8 @@ def machines(directory: Path, count: int = 2) -> Iterator[list[Machine]]:
             machine = Machine(namespace, f"{_SUBNET}.{index}", directory / f"m{index}")
             _ip("netns", "add", namespace)
             made.append(machine)
+            machine.shared_memory.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", machine.shared_memory], check=True)
             _ip("link", "add", f"{tag}p{index}", "type", "veth", "peer", "name", "eth", "netns", namespace)
             _ip("link", "set", f"{tag}p{index}", "master", bridge, "up")
             inside = ("netns", "exec", namespace, "ip")
@@ -87,5 +95,6 @@ def machines(directory: Path, count: int = 2) -> Iterator[list[Machine]]:
     finally:
         for machine in made:
             machine.virgo("down", check=False)
+            subprocess.run(["umount", "--lazy", machine.shared_memory], check=True)
             _ip("netns", "del", machine.namespace)
         _ip("link", "del", bridge)

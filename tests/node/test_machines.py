@@ -55,6 +55,47 @@ print("fine")
     assert second.python(program.format("second", "first")).stdout == "fine\n"
 
 
+ARRAYS = """
+import virgo, numpy as np
+from virgo.errors import BadArgument, Busy
+def seen(array):
+    return array._info.node, array.flags.writeable, float(array.sum()), array._lease is None
+with virgo.connect() as cloud, cloud.memory.array(100_000) as array:
+    assert array.held
+    array[:] = 1
+    assert cloud.cpu.clone(seen, array, node="first") == ("first", False, 100_000.0, False)
+    assert cloud.cpu.clone(seen, array, node="second") == ("first", False, 100_000.0, True)
+    def written(array):
+        before = float(array[0])
+        try:
+            array.acquire()
+        except BadArgument:
+            array.write([5.0, 6.0], start=0)
+        array.refresh()
+        return before, list(array[:3])
+    try:
+        cloud.cpu.clone(written, array, node="second")
+    except Busy:
+        pass
+    else:
+        raise AssertionError("the lease is ours")
+    array.release()
+    assert cloud.cpu.clone(written, array, node="second") == (1.0, [5.0, 6.0, 1.0])
+    assert list(array[:2]) == [5.0, 6.0]
+    with cloud.memory.array(10, node="second") as far:
+        assert not far.held and not far.flags.writeable
+        far.write(np.arange(10))
+        far.refresh()
+        assert far.sum() == 45
+print("fine")
+"""
+
+
+def test_an_array_is_a_copy_on_another_machine(pair: tuple[Machine, Machine]) -> None:
+    """There it is fetched, refreshed on request, and written by its home: Busy while it is leased."""
+    assert pair[0].python(ARRAYS).stdout == "fine\n"
+
+
 def test_without_the_clouds_certificate_nothing_is_served(pair: tuple[Machine, Machine]) -> None:
     """Plain TCP and TLS without our certificate get no answer from a machine's ports."""
     first, second = pair

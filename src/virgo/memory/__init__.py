@@ -44,7 +44,17 @@ Regions:
     regions       VIRGO_MALLOC, VIRGO_SET, VIRGO_GET, VIRGO_FREE
     chunks        pieces of large regions, here and on other nodes
     spread        regions larger than a chunk, over many nodes
+    shared        regions that are files in shared memory, on their node
+    shelf         the directory in which these lie
 
-And: `service`, the node's module; `calls`, requests and the meaning of their answers; `client` and `region`,
-what users hold; `aclient` and `aregion`, the same for asyncio.
+Shared regions as every process of the machine has them:
+
+    segments      one file: its bytes, what keeps them whole, the lease
+    descriptors   that carry locks, and are not for forked children
+    leases        which segments are near, views, the right to write in place
+    arrays        NumPy arrays in them
+
+And: `service`, the node's module; `overview` and `figures`, what is shown of the pool; `calls`, requests and
+the meaning of their answers. What users hold: `client`, with `mapping` for keys and `region`; `reach`, how it
+gets there; `aclient`, `amapping`, `aregion`, the same for asyncio.
 """

@@ -12,7 +12,10 @@ What asks the node is a method that is awaited, also where the blocking face has
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from virgo.errors import NotRunning
 from virgo.memory import calls
@@ -21,10 +24,17 @@ from virgo.memory.aregion import AsyncRegion
 from virgo.memory.calls import Data, Key, RegionInfo
 from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import checked
+from virgo.memory.leases import Nearby, View, descriptor_of, load_arrays, not_near
 from virgo.memory.mapped import MISSING
-from virgo.wire.call import AsyncRunner
+from virgo.memory.segments import Segment
+from virgo.wire.call import AsyncRunner, Call
 
 __all__ = ["AsyncMemoryClient", "AsyncNamespace", "AsyncRegion"]
+
+if TYPE_CHECKING:
+    from virgo.memory.arrays import SharedArray
+
+T = TypeVar("T")
 
 
 class AsyncMemoryClient(AsyncKeyMapping):
@@ -32,6 +42,7 @@ class AsyncMemoryClient(AsyncKeyMapping):
 
     def __init__(self, runner: AsyncRunner, *, mapped: bool = True) -> None:
         super().__init__(AsyncReach(runner, mapped=mapped), b"")
+        self._near = Nearby()
 
     def __repr__(self) -> str:
         return f"<AsyncMemoryClient {self._reach!r}>"
@@ -42,9 +53,70 @@ class AsyncMemoryClient(AsyncKeyMapping):
 
     # --- regions ------------------------------------------------------------------------------
 
-    async def malloc(self, size: int, *, node: str | None = None) -> AsyncRegion:
+    async def malloc(self, size: int, *, node: str | None = None, shared: bool = False) -> AsyncRegion:
         """Allocate a region; see `MemoryClient.malloc`."""
-        return AsyncRegion(self, await self._reach.run(calls.malloc(size, node)), size)
+        identifier = await self._reach.run(calls.malloc(size, node, shared=shared))
+        if shared:
+            await self.segment(identifier)
+        return AsyncRegion(self, identifier, size)
+
+    async def segment(self, identifier: int) -> Segment | None:
+        """The file of a shared region, None if it is not shared or not on this machine. Raises UnknownId."""
+        info = await self._reach.run(calls.segment(identifier))
+        return None if info is None else self._near.learn(info)
+
+    async def view_region(
+        self, identifier: int, *, write: bool = False, timeout_s: float = 0.0
+    ) -> AbstractContextManager[memoryview]:
+        """A region's bytes, of a shared one without a copy; see `Region.view`."""
+        segment = await self.segment(identifier)
+        if segment is None and write:
+            raise not_near(identifier, "writing in place")
+        found = await self.get_region(identifier) if segment is None else segment
+        return View(found, write=write, timeout_s=timeout_s)
+
+    async def array(self, shape: Any, dtype: Any = float, *, node: str | None = None) -> SharedArray:
+        """A NumPy array of zeros in shared memory; see `MemoryClient.array`.
+
+        Its own `free`, `refresh` and `write` are awaited, as are those of its region; what concerns the lease
+        is done at once, so with a timeout do it in a thread.
+        """
+        arrays = load_arrays()
+        size, note = arrays.describe(shape, dtype)
+        call = calls.malloc(size, node or calls.HERE, shared=True, note=note)
+        found: SharedArray = arrays.creator(await self.attach(await self._reach.run(call)))
+        return found
+
+    async def attach(self, identifier: int) -> SharedArray:
+        """The array of an id; see `MemoryClient.attach`."""
+        arrays = load_arrays()
+        info = await self._reach.run(calls.segment(identifier))
+        if info is None:
+            raise arrays.no_array(identifier)
+        array: SharedArray = arrays.build(
+            info, self._near.learn(info), AsyncRegion(self, info.id, info.size), self._refresh
+        )
+        await array.refresh()
+        return array
+
+    async def _refresh(self, array: SharedArray) -> None:
+        arrays = load_arrays()
+        for offset, count in arrays.pieces(array):
+            arrays.fill(array, offset, await self.read_region(array.region.id, offset, count))
+
+    async def region_descriptor(self, identifier: int, *, write: bool = False) -> int:
+        """A descriptor of a shared region's file; see `Region.descriptor`."""
+        segment = await self.segment(identifier)
+        if segment is None:
+            raise not_near(identifier, "a descriptor")
+        return descriptor_of(segment, write=write)
+
+    async def _on_file(self, identifier: int, work: Callable[[Segment], T], call: Call[T]) -> T:
+        """On the file of a shared region that is known to be near, in a thread; else by the node."""
+        found = MISSING
+        if self._near:
+            found = await asyncio.to_thread(self._near.do, identifier, work, MISSING)
+        return await self._reach.run(call) if found is MISSING else found
 
     def region(self, identifier: int) -> AsyncRegion:
         """The region of an id that someone else allocated."""
@@ -61,14 +133,31 @@ class AsyncMemoryClient(AsyncKeyMapping):
             else:
                 if found is not MISSING:
                     return found  # type: ignore[no-any-return]
-        return await self._reach.run(calls.get_region(identifier))
+        return await self._on_file(identifier, Segment.read, calls.get_region(identifier))
 
-    async def set_region(self, identifier: int, data: Data) -> None:
-        """Replace a region's value."""
-        await self._reach.run(calls.set_region(identifier, data))
+    async def read_region(self, identifier: int, offset: int = 0, size: int | None = None) -> bytes:
+        """A part of a region's value; see `Region.read`."""
+        call = calls.get_region(identifier, offset, size)
+        local = self._reach.local or await self._reach.attach()
+        if local is not None:
+            try:
+                found = local.read_region(identifier, offset, size)
+            except NotRunning:
+                self._reach.detach()
+            else:
+                if found is not MISSING:
+                    return found  # type: ignore[no-any-return]
+        return await self._on_file(identifier, lambda segment: segment.read(offset, size), call)
+
+    async def set_region(self, identifier: int, data: Data, offset: int | None = None) -> None:
+        """Replace a region's value, or write over a part of it."""
+        raw = calls.encode_data(data)
+        call = calls.set_region(identifier, raw, offset)
+        await self._on_file(identifier, lambda segment: segment.write(raw, offset), call)
 
     async def free_region(self, identifier: int) -> None:
         """Free a region."""
+        self._near.forget(identifier)
         await self._reach.run(calls.free_region(identifier))
 
     async def describe(self, identifier: int) -> RegionInfo:

@@ -13,10 +13,11 @@ from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_SLOTS
 from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
-from virgo.memory.core import check_fits
+from virgo.memory.core import changed
 from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import OPENING
 from virgo.memory.mapped import MISSING, Held, open_mapped
+from virgo.memory.segments import Segment
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
@@ -26,6 +27,9 @@ Data = bytes | bytearray | memoryview
 _NODE_DECIDES = (NotRunning, PoolFull, DiskFull, FileRefused)
 
 
+HERE = "."  # as the name of a node: the connected one
+
+
 class RegionInfo(msgspec.Struct, frozen=True):
     """A region as its home describes it.
 
@@ -33,7 +37,8 @@ class RegionInfo(msgspec.Struct, frozen=True):
         size: declared bytes.
         length: bytes of the value.
         node: name of its home.
-        nodes: numbers of the nodes that have its chunks; empty for a plain region.
+        nodes: numbers of the nodes that have its chunks; empty if it is not spread.
+        shared: whether it is a file in shared memory.
     """
 
     id: int
@@ -41,6 +46,29 @@ class RegionInfo(msgspec.Struct, frozen=True):
     length: int
     node: str
     nodes: list[int] = []
+    shared: bool = False
+
+
+class SegmentInfo(msgspec.Struct, frozen=True):
+    """How processes of its home's machine map a shared region.
+
+    Attributes:
+        size: declared bytes.
+        node: name of its home.
+        directory, identity: where its file is, and of which store it is.
+        note: what was noted of it when it was made.
+    """
+
+    id: int
+    size: int
+    node: str
+    directory: str
+    identity: str
+    note: str = ""
+
+    def segment(self) -> Segment:
+        """The segment, if it is on this machine."""
+        return Segment(self.directory, self.identity, self.id, self.size)
 
 
 class LocalInfo(msgspec.Struct, frozen=True):
@@ -80,19 +108,32 @@ def as_is(reply: Any) -> Any:
     return reply
 
 
-def malloc(size: int, node: str | None) -> Call[int]:
+def malloc(size: int, node: str | None, *, shared: bool = False, note: str = "") -> Call[int]:
     """Allocate; answers the id."""
-    return Call(("VIRGO_MALLOC", whole(size, "the size"), *(("NODE", node) if node else ())), int)
+    where = ("NODE", node) if node else ()
+    kind = ("SHARED", *(("NOTE", note) if note else ())) if shared else ()
+    return Call(("VIRGO_MALLOC", whole(size, "the size"), *where, *kind), int)
 
 
-def set_region(identifier: int, data: Data) -> Call[None]:
-    """Replace a region's value."""
-    return Call(("VIRGO_SET", whole(identifier, "the id"), encode_data(data)), as_nothing)
+def segment(identifier: int) -> Call[SegmentInfo | None]:
+    """How to map a shared region; None if it is not shared."""
+    return Call(
+        ("MEMORY.SEGMENT", whole(identifier, "the id")),
+        lambda reply: None if reply is None else msgspec.json.decode(reply, type=SegmentInfo),
+    )
 
 
-def get_region(identifier: int) -> Call[bytes]:
-    """A region's value."""
-    return Call(("VIRGO_GET", whole(identifier, "the id")), as_is)
+def set_region(identifier: int, data: Data, offset: int | None = None) -> Call[None]:
+    """Replace a region's value, or write over a part of it."""
+    at = () if offset is None else ("AT", whole(offset, "the offset"))
+    return Call(("VIRGO_SET", whole(identifier, "the id"), encode_data(data), *at), as_nothing)
+
+
+def get_region(identifier: int, offset: int | None = None, size: int | None = None) -> Call[bytes]:
+    """A region's value, or a part of it."""
+    at = () if offset is None else ("AT", whole(offset, "the offset"))
+    count = () if size is None else (whole(size, "the size"),)
+    return Call(("VIRGO_GET", whole(identifier, "the id"), *at, *count), as_is)
 
 
 def free_region(identifier: int) -> Call[None]:
@@ -292,40 +333,42 @@ class Local:
         NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
     """
 
-    __slots__ = ("_change", "_data", "_holds", "_key", "_number", "_table", "_view")
+    __slots__ = ("_change", "_data", "_holds", "_part", "_view", "_view_data", "number", "read", "table")
 
     def __init__(self, info: LocalInfo, table: list[int]) -> None:
-        self._number = info.number
-        self._table = table
+        self.number = info.number
+        self.table = table
         mapped = open_mapped(info.directory, info.identity, info.map_bytes)
-        self._key = mapped.key
+        self.read = mapped.key
         self._data = mapped.data
+        self._part = mapped.part
         self._holds = mapped.holds
         self._view = mapped.view
+        self._view_data = mapped.view_data
         self._change = mapped.change if info.writable and mapped.writable else None
 
     def __repr__(self) -> str:
-        return f"<Local of node {self._number}>"
+        return f"<Local of node {self.number}>"
 
     def key(self, key: bytes) -> Any:
         """A key's value or None; MISSING if the node is to be asked."""
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
-        if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
+        if self.table[slot] != self.number or len(key) > MEMORY_KEY_BYTES_MAX:
             return MISSING
-        found = self._key(keyspace.SLOT_PREFIXES[slot] + key)
+        found = self.read(keyspace.SLOT_PREFIXES[slot] + key)
         return found if slot < MEMORY_SLOTS or self._holds(slot) else MISSING
 
     def view(self, key: bytes) -> Held | None:
         """A key's value where it lies; None if it is to be had otherwise."""
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
-        if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX or slot >= MEMORY_SLOTS:
+        if self.table[slot] != self.number or len(key) > MEMORY_KEY_BYTES_MAX or slot >= MEMORY_SLOTS:
             return None
         return self._view(keyspace.SLOT_PREFIXES[slot] + key)
 
     def put(self, key: bytes, value: bytes) -> bool:
         """Set a key that does not expire; False if the node is to be asked."""
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
-        if self._change is None or self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
+        if self._change is None or self.table[slot] != self.number or len(key) > MEMORY_KEY_BYTES_MAX:
             return False
         if key.startswith(OPENING):  # it may be kept elsewhere too
             return False
@@ -340,7 +383,7 @@ class Local:
         """The reply to a command on one key; MISSING if the node is to be asked."""
         words = [part if isinstance(part, bytes) else str(part).encode() for part in request]
         key = words[1]
-        if self._change is None or self.lacks(key) or self._table[keyspace.slot_of(key)] != self._number:
+        if self._change is None or self.lacks(key) or self.table[keyspace.slot_of(key)] != self.number:
             return MISSING
         if len(key) > MEMORY_KEY_BYTES_MAX or key.startswith(OPENING):
             return MISSING
@@ -349,17 +392,18 @@ class Local:
         except _NODE_DECIDES:
             return MISSING
 
-    def set_region(self, identifier: int, data: bytes) -> bool:
-        """Replace a plain region's value; False if the node is to be asked. Raises TooLarge."""
-        if self._change is None or identifier >> SERIAL_BITS != self._number:
+    def set_region(self, identifier: int, data: bytes, offset: int | None = None) -> bool:
+        """Change a plain region's value; False if the node is to be asked. Raises TooLarge, BadArgument."""
+        if self._change is None or identifier >> SERIAL_BITS != self.number:
             return False
 
         def put(batch: Batch) -> bool:
             region = batch.writing().region(identifier)
-            if region is None or region.spread:
+            if region is None or region.spread or region.shared:
                 return False
-            check_fits(len(data), region.size, identifier)
-            batch.put_data(identifier, data)
+            value = changed(identifier, region, lambda: batch.data(identifier), data, offset)
+            if value is not None:
+                batch.put_data(identifier, value)
             return True
 
         try:
@@ -369,15 +413,26 @@ class Local:
 
     def region(self, identifier: int) -> Any:
         """A plain region's value; MISSING if the node is to be asked."""
-        if identifier >> SERIAL_BITS != self._number:
+        if identifier >> SERIAL_BITS != self.number:
             return MISSING
         found = self._data(identifier)
         return MISSING if found is None else found
 
+    def view_region(self, identifier: int) -> Held | None:
+        """A plain region's value where it lies; None if it is to be fetched."""
+        return self._view_data(identifier) if identifier >> SERIAL_BITS == self.number else None
+
+    def read_region(self, identifier: int, offset: int, size: int | None) -> Any:
+        """A part of a plain region's value; MISSING if the node is to be asked."""
+        if identifier >> SERIAL_BITS != self.number:
+            return MISSING
+        found = self._part(identifier, offset, None if size is None else offset + size)
+        return MISSING if found is None else found
+
     def lacks(self, key: bytes) -> bool:
         """Whether the table does not say yet where the key is."""
-        return not self._table[keyspace.slot_of(key)]
+        return not self.table[keyspace.slot_of(key)]
 
     def learn(self, table: list[int]) -> None:
         """Take a newer table; what it adds stays true."""
-        self._table = table
+        self.table = table

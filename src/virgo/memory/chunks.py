@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virgo.errors import NodeLost, NoNode, VirgoError
@@ -27,7 +27,7 @@ from virgo.wire.commands import Command
 from virgo.wire.resp import OK, Encoded
 from virgo.wire.session import Session
 
-Wanted = Callable[[int, int], tuple[int, list[int]] | None]
+Wanted = Callable[[int, int], tuple[int, list[int], list[int]] | None]
 
 
 class Chunks:
@@ -53,11 +53,13 @@ class Chunks:
         name = "MEMORY.CHUNK."
         return [
             Command("MEMORY.ROOM", self._serve_room, "read", summary="Free bytes of this node's pool."),
-            Command(name + "GET", self._serve_get, "read", 3, 3, usage="id version index"),
+            Command(name + "GET", self._serve_get, "read", 3, 5, usage="id version index [start stop]"),
             Command(
                 name + "PUT", self._serve_put, "write", 5, 5, writes=True, usage="id version index total data"
             ),
-            Command(name + "DROP", self._serve_drop, "write", 2, 2, writes=True, usage="id version"),
+            Command(
+                name + "DROP", self._serve_drop, "write", 2, None, writes=True, usage="id version [index...]"
+            ),
             Command(name + "RESERVE", self._serve_reserve, "write", 2, 2, writes=True, usage="id total"),
             Command(name + "WANTED", self._serve_wanted, "read", 2, None, usage="node id [id...]"),
         ]
@@ -98,28 +100,34 @@ class Chunks:
             request = (b"MEMORY.CHUNK.PUT", identifier, version, index, total, bytes(data))
             await self._node.call(number, *request)
 
-    async def get(self, number: int, identifier: int, version: int, index: int) -> bytes | None:
-        """One chunk of a node, None if it is not there. Raises NodeLost."""
+    async def get(
+        self, number: int, identifier: int, version: int, index: int, start: int, stop: int
+    ) -> bytes | None:
+        """Bytes of one chunk of a node, zeros behind its end; None if it is not there. Raises NodeLost."""
         if number == self._number:
             with self._store.batching() as batch:
                 found = batch.chunk(identifier, version, index)
             await asyncio.sleep(0)
-            return found
+            return None if found is None else found[start:stop].ljust(stop - start, b"\0")
         try:
-            reply: bytes | None = await self._node.call(
-                number, b"MEMORY.CHUNK.GET", identifier, version, index
-            )
+            request = (b"MEMORY.CHUNK.GET", identifier, version, index, start, stop)
+            reply: bytes | None = await self._node.call(number, *request)
         except NoNode as error:
             raise NodeLost(f"node {number} holds a part of region {identifier:#x} and is unknown") from error
-        return reply
+        return None if reply is None else reply.ljust(stop - start, b"\0")
 
-    async def drop(self, number: int, identifier: int, version: int) -> None:
-        """Forget a version's chunks on a node."""
+    async def drop(
+        self, number: int, identifier: int, version: int, indices: Sequence[int] | None = None
+    ) -> None:
+        """Forget chunks of a version on a node, all or some."""
         if number == self._number:
             with self._store.batching() as batch:
-                batch.drop_chunks(identifier, version)
+                batch.drop_chunks(identifier, version, indices)
         else:
-            await self._node.call(number, b"MEMORY.CHUNK.DROP", identifier, version, timeout_s=CONNECT_S)
+            some = indices or ()
+            await self._node.call(
+                number, b"MEMORY.CHUNK.DROP", identifier, version, *some, timeout_s=CONNECT_S
+            )
 
     # --- served -------------------------------------------------------------------------------
 
@@ -127,8 +135,9 @@ class Chunks:
         return self._store.room_bytes()
 
     def _serve_get(self, session: Session, request: list[bytes]) -> bytes | None:
-        identifier, version, index = _numbers(request[1:])
-        return session.batch(b"memory", self._store.batch).chunk(identifier, version, index)
+        identifier, version, index, *part = _numbers(request[1:])
+        found: bytes | None = session.batch(b"memory", self._store.batch).chunk(identifier, version, index)
+        return found if found is None or not part else found[slice(*part)]
 
     def _serve_put(self, session: Session, request: list[bytes]) -> Encoded:
         identifier, version, index, total = _numbers(request[1:5])
@@ -138,8 +147,9 @@ class Chunks:
         return OK
 
     def _serve_drop(self, session: Session, request: list[bytes]) -> int:
-        identifier, version = _numbers(request[1:])
-        return session.batch(b"memory", self._store.batch).drop_chunks(identifier, version)
+        identifier, version, *indices = _numbers(request[1:])
+        batch = session.batch(b"memory", self._store.batch)
+        return batch.drop_chunks(identifier, version, indices or None)
 
     def _serve_reserve(self, session: Session, request: list[bytes]) -> Encoded:
         identifier, total = _numbers(request[1:])
@@ -182,10 +192,23 @@ class Chunks:
             return []  # the home is going away: what it wants is asked again with the next sweep
         return answers
 
-    def _free_unwanted(self, identifier: int, held: list[int], total: int, wanted: list[int]) -> int:
-        """Only versions that were seen before the home was asked: later ones it has not judged."""
+    def _free_unwanted(
+        self, identifier: int, held: list[int], total: int, wanted: list[int], exactly: list[int]
+    ) -> int:
+        """Only versions that were seen before the home was asked: later ones it has not judged.
+
+        `exactly`, unless it is empty, has version and index of all chunks that are wanted of those versions.
+        """
+        kept = set(zip(exactly[::2], exactly[1::2], strict=True)) if exactly else None
         with self._store.batching() as batch:
-            freed = sum(batch.drop_chunks(identifier, version) for version in held if version not in wanted)
+            freed = 0
+            for version in held:
+                if version not in wanted:
+                    freed += batch.drop_chunks(identifier, version)
+                elif kept is not None:
+                    here = batch.chunk_indices(identifier, version)
+                    gone = [index for index in here if (version, index) not in kept]
+                    freed += batch.drop_chunks(identifier, version, gone)
             if not total and not any(True for _ in batch.chunk_versions(identifier)):
                 batch.reserve(identifier, 0)
         return freed

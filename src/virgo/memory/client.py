@@ -12,20 +12,29 @@ hits and misses. Everything else goes through the node.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from virgo.errors import NotRunning
 from virgo.memory import calls
 from virgo.memory.calls import Data, Key, RegionInfo, Versioned
 from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import checked
+from virgo.memory.leases import Nearby, View, descriptor_of, load_arrays, not_near
 from virgo.memory.mapped import MISSING
 from virgo.memory.mapping import KeyMapping, Namespace
 from virgo.memory.reach import Reach
 from virgo.memory.region import Region
-from virgo.wire.call import Runner, whole
+from virgo.memory.segments import Segment
+from virgo.wire.call import Call, Runner, whole
 
 __all__ = ["MemoryClient", "Namespace", "Region", "RegionInfo", "SpaceInfo", "Versioned"]
+
+if TYPE_CHECKING:
+    from virgo.memory.arrays import SharedArray
+
+T = TypeVar("T")
 
 
 class MemoryClient(KeyMapping):
@@ -38,6 +47,7 @@ class MemoryClient(KeyMapping):
 
     def __init__(self, runner: Runner, *, mapped: bool = True) -> None:
         super().__init__(Reach(runner, mapped=mapped), b"")
+        self._near = Nearby()
 
     def __repr__(self) -> str:
         return f"<MemoryClient {self._reach!r}>"
@@ -49,16 +59,85 @@ class MemoryClient(KeyMapping):
 
     # --- regions ------------------------------------------------------------------------------
 
-    def malloc(self, size: int, *, node: str | None = None) -> Region:
+    def malloc(self, size: int, *, node: str | None = None, shared: bool = False) -> Region:
         """Allocate a region.
 
         One larger than a chunk (4 MiB) is spread over the nodes. Otherwise it lies on the connected node
-        while that has room, else on another; `node` names the one on which it is to lie whole.
+        while that has room, else on another; `node` names the one on which it is to lie whole. A shared one
+        always lies whole on a node, as a file in shared memory, which processes of its machine map.
 
         Raises:
-            BadArgument, TooLarge: not 1 byte to 1 GiB. PoolFull: no room. NoNode: no such node is up.
+            BadArgument, TooLarge: not 1 byte to 1 GiB, or if shared to 1 TiB. PoolFull: no room. DiskFull:
+                none where shared regions lie. NoNode: no such node is up.
         """
-        return Region(self, self._reach.run(calls.malloc(size, node)), size)
+        region = Region(self, self._reach.run(calls.malloc(size, node, shared=shared)), size)
+        if shared:
+            self.segment(region.id)
+        return region
+
+    def segment(self, identifier: int) -> Segment | None:
+        """The file of a shared region, None if it is not shared or not on this machine. Raises UnknownId."""
+        info = self._reach.run(calls.segment(identifier))
+        return None if info is None else self._near.learn(info)
+
+    def view_region(
+        self, identifier: int, *, write: bool = False, timeout_s: float = 0.0
+    ) -> AbstractContextManager[memoryview]:
+        """A region's bytes, without a copy where that is possible; see `Region.view`."""
+        local = self._reach.local or self._reach.attach()
+        held = None if local is None or write else local.view_region(whole(identifier, "the id"))
+        return held or self._view(identifier, write=write, timeout_s=timeout_s)
+
+    def _view(self, identifier: int, *, write: bool = False, timeout_s: float = 0.0) -> View:
+        segment = self.segment(identifier)
+        if segment is None and write:
+            raise not_near(identifier, "writing in place")
+        found = self.get_region(identifier) if segment is None else segment
+        return View(found, write=write, timeout_s=timeout_s)
+
+    def hold_region(self, identifier: int) -> memoryview:
+        """A region's bytes to read, for as long as somebody refers to them: of a shared one no copy."""
+        return self._view(identifier).hold()
+
+    def array(self, shape: Any, dtype: Any = float, *, node: str | None = None) -> SharedArray:
+        """A NumPy array of zeros in shared memory, which all processes of its node's machine map.
+
+        It is writable in place for us, who have the lease, until `release`; see `SharedArray`. It lies on the
+        connected node, or on `node`: if that is another machine, what we get is a copy.
+
+        Raises:
+            NotLoaded: NumPy is not installed. BadArgument: of objects, or no shape. PoolFull, DiskFull,
+                NoNode.
+        """
+        arrays = load_arrays()
+        size, note = arrays.describe(shape, dtype)
+        identifier = self._reach.run(calls.malloc(size, node or calls.HERE, shared=True, note=note))
+        array: SharedArray = arrays.creator(self.attach(identifier))
+        return array
+
+    def attach(self, identifier: int) -> SharedArray:
+        """The array of an id, to read, and after `acquire` to write. Raises UnknownId, BadArgument."""
+        arrays = load_arrays()
+        info = self._reach.run(calls.segment(identifier))
+        if info is None:
+            raise arrays.no_array(identifier)
+        array: SharedArray = arrays.build(
+            info, self._near.learn(info), Region(self, info.id, info.size), self._refresh
+        )
+        array.refresh()
+        return array
+
+    def _refresh(self, array: SharedArray) -> None:
+        arrays = load_arrays()
+        for offset, count in arrays.pieces(array):
+            arrays.fill(array, offset, self.read_region(array.region.id, offset, count))
+
+    def region_descriptor(self, identifier: int, *, write: bool = False) -> int:
+        """A descriptor of a shared region's file; see `Region.descriptor`."""
+        segment = self.segment(identifier)
+        if segment is None:
+            raise not_near(identifier, "a descriptor")
+        return descriptor_of(segment, write=write)
 
     def region(self, identifier: int) -> Region:
         """The region of an id that someone else allocated."""
@@ -77,16 +156,38 @@ class MemoryClient(KeyMapping):
             else:
                 if found is not MISSING:
                     return found  # type: ignore[no-any-return]
-        return self._reach.run(calls.get_region(identifier))
+        return self._on_file(identifier, Segment.read, calls.get_region(identifier))
 
-    def set_region(self, identifier: int, data: Data) -> None:
-        """Replace a region's value."""
+    def _on_file(self, identifier: int, work: Callable[[Segment], T], call: Call[T]) -> T:
+        """On the file of a shared region that is known to be near, else by the node."""
+        found = self._near.do(identifier, work, MISSING) if self._near else MISSING
+        return self._reach.run(call) if found is MISSING else found
+
+    def read_region(self, identifier: int, offset: int = 0, size: int | None = None) -> bytes:
+        """A part of a region's value; see `Region.read`."""
+        call = calls.get_region(identifier, offset, size)
         local = self._reach.local or self._reach.attach()
-        if local is None or not local.set_region(whole(identifier, "the id"), calls.encode_data(data)):
-            self._reach.run(calls.set_region(identifier, data))
+        if local is not None:
+            try:
+                found = local.read_region(identifier, offset, size)
+            except NotRunning:
+                self._reach.detach()
+            else:
+                if found is not MISSING:
+                    return found  # type: ignore[no-any-return]
+        return self._on_file(identifier, lambda segment: segment.read(offset, size), call)
+
+    def set_region(self, identifier: int, data: Data, offset: int | None = None) -> None:
+        """Replace a region's value, or write over a part of it."""
+        raw = calls.encode_data(data)
+        call = calls.set_region(identifier, raw, offset)
+        local = self._reach.local or self._reach.attach()
+        if local is None or not local.set_region(identifier, raw, offset):
+            self._on_file(identifier, lambda segment: segment.write(raw, offset), call)
 
     def free_region(self, identifier: int) -> None:
         """Free a region."""
+        self._near.forget(identifier)
         self._reach.run(calls.free_region(identifier))
 
     def describe(self, identifier: int) -> RegionInfo:

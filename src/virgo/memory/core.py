@@ -1,27 +1,28 @@
 """Decisions about regions, room and placement: no I/O, no clock, no randomness of its own.
 
 `Region.encode()` is what the store keeps of a region, byte for byte: kind, declared size and, for a spread
-one, manifest and plan. `keyspace` has the decisions about keys.
+one, manifest and plan, for a shared one its note. `keyspace` has the decisions about keys.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from virgo.config import MEMORY_CAPACITY_BYTES_MAX, MEMORY_CAPACITY_BYTES_MIN
 from virgo.errors import BadArgument, PoolFull, TooLarge
 from virgo.limits import (
     MEMORY_CHUNK_BYTES,
     MEMORY_REGION_BYTES_MAX,
+    MEMORY_SEGMENT_BYTES_MAX,
     MiB,
 )
 
 # --- regions --------------------------------------------------------------------------------
 
 _REGION = struct.Struct("<BQQQH")
-_PLAIN, _SPREAD = 0, 1
+_PLAIN, _SPREAD, _MIXED, _SHARED = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,13 @@ class Region:
     Attributes:
         size: declared bytes.
         spread: whether its bytes lie in chunks, by `plan`.
-        version: which chunks are the current value; 0 before the first set.
+        version: of the last change of a spread region; 0 before the first one.
         length: bytes of the current value of a spread region.
         plan: for each chunk of the declared size the number of the node that has room for it.
+        versions: for each chunk of the value the change that it is of, 0 where nothing but zeros is; empty
+            if all are of `version`.
+        shared: whether its bytes are one file in shared memory, a segment.
+        note: what is to be known of a shared region to make use of it.
     """
 
     size: int
@@ -41,23 +46,48 @@ class Region:
     version: int = 0
     length: int = 0
     plan: tuple[int, ...] = ()
+    versions: tuple[int, ...] = ()
+    shared: bool = False
+    note: bytes = b""
 
     def encode(self) -> bytes:
         """The record."""
-        kind = _SPREAD if self.spread else _PLAIN
+        if self.shared:
+            return _REGION.pack(_SHARED, self.size, 0, 0, 0) + self.note
+        kind = (_MIXED if self.versions else _SPREAD) if self.spread else _PLAIN
         head = _REGION.pack(kind, self.size, self.version, self.length, len(self.plan))
-        return head + struct.pack(f"<{len(self.plan)}H", *self.plan)
+        rest = f"<{len(self.plan)}H{len(self.versions)}Q"
+        return head + struct.pack(rest, *self.plan, *self.versions)
+
+    @staticmethod
+    def is_shared(record: bytes) -> bool:
+        """Whether a record is that of a shared region."""
+        return record[0] == _SHARED
 
     @classmethod
     def decode(cls, record: bytes) -> Region:
         """The region of a record."""
         kind, size, version, length, count = _REGION.unpack_from(record)
-        plan = struct.unpack_from(f"<{count}H", record, _REGION.size)
-        return cls(size, kind == _SPREAD, version, length, plan)
+        if kind == _SHARED:
+            return cls(size, shared=True, note=record[_REGION.size :])
+        versions = chunk_count(length) if kind == _MIXED else 0
+        rest = struct.unpack_from(f"<{count}H{versions}Q", record, _REGION.size)
+        return cls(size, kind != _PLAIN, version, length, rest[:count], rest[count:])
 
     def used_chunks(self) -> int:
         """How many chunks the current value has."""
         return chunk_count(self.length)
+
+    def chunk_version(self, index: int) -> int:
+        """The change that a chunk of the value is of, 0 if there is no such chunk: it is zeros."""
+        if index >= self.used_chunks():
+            return 0
+        return self.versions[index] if self.versions else self.version
+
+    def held(self, number: int) -> list[tuple[int, int]]:
+        """Version and index of the chunks of the value that a node has."""
+        found = ((self.chunk_version(index), index) for index in range(self.used_chunks()))
+        return [(version, index) for version, index in found if version and self.plan[index] == number]
 
     def reserved(self) -> dict[int, int]:
         """Bytes that the plan reserves, by node."""
@@ -67,13 +97,14 @@ class Region:
         return found
 
 
-def check_size(size: int) -> None:
+def check_size(size: int, *, shared: bool = False) -> None:
     """Raise BadArgument or TooLarge unless a region may have that size."""
+    limit = MEMORY_SEGMENT_BYTES_MAX if shared else MEMORY_REGION_BYTES_MAX
     if size <= 0:
         raise BadArgument(f"a region of {size} bytes cannot be made", hint="The size is 1 byte or more.")
-    if size > MEMORY_REGION_BYTES_MAX:
+    if size > limit:
         raise TooLarge(
-            f"a region of {size} bytes exceeds the limit of {MEMORY_REGION_BYTES_MAX}",
+            f"a region of {size} bytes exceeds the limit of {limit}",
             hint="Use several regions.",
         )
 
@@ -85,6 +116,54 @@ def check_fits(length: int, size: int, identifier: int) -> None:
             f"{length} bytes do not fit region {identifier:#x} of {size} bytes",
             hint="Free it and allocate a larger one.",
         )
+
+
+def check_span(length: int, offset: int, size: int, identifier: int) -> None:
+    """Raise TooLarge unless that many bytes fit the region from `offset` on, BadArgument if it is none."""
+    check_offset(offset, size, identifier)
+    if offset + length > size:
+        raise TooLarge(
+            f"{length} bytes from byte {offset} on do not fit region {identifier:#x} of {size} bytes",
+            hint="Write less, or further to the front.",
+        )
+
+
+def check_part(offset: int, count: int | None, size: int, identifier: int) -> None:
+    """Raise BadArgument unless bytes `offset` to `offset + count` lie within the region."""
+    check_offset(offset, size, identifier)
+    if count is not None and not 0 <= count <= size - offset:
+        raise BadArgument(
+            f"{count} bytes from byte {offset} on are not within region {identifier:#x} of {size} bytes",
+            hint="The size is 0 or more; without it the rest of the value is read.",
+        )
+
+
+def check_offset(offset: int, size: int, identifier: int) -> None:
+    """Raise BadArgument unless the offset lies within the region, or at its end."""
+    if not 0 <= offset <= size:
+        raise BadArgument(
+            f"byte {offset} is outside of region {identifier:#x} of {size} bytes",
+            hint="Offsets count from 0 to the declared size.",
+        )
+
+
+def changed(
+    identifier: int, region: Region, value: Callable[[], bytes | None], data: bytes, offset: int | None
+) -> bytes | None:
+    """What a plain region is to be set to: `data`, or with an offset its value with `data` written over it.
+
+    None if nothing is written. Raises TooLarge, BadArgument.
+    """
+    if offset is None:
+        check_fits(len(data), region.size, identifier)
+        return data
+    check_span(len(data), offset, region.size, identifier)
+    return insert(value() or b"", data, offset) if data else None
+
+
+def insert(value: bytes, data: bytes, offset: int) -> bytes:
+    """The value with `data` written over it from `offset` on; a gap before it is zeros."""
+    return b"".join((value[:offset].ljust(offset, b"\0"), data, value[offset + len(data) :]))
 
 
 # --- spreading ------------------------------------------------------------------------------
@@ -128,9 +207,32 @@ def place_chunks(sizes: Sequence[int], rooms: Mapping[int, int]) -> list[int]:
     return placed
 
 
-def replace_chunks(region: Region, bad: Collection[int], rooms: Mapping[int, int]) -> tuple[int, ...]:
-    """The plan with the chunks that lay on `bad` nodes placed on others. Raises PoolFull."""
-    moved = [index for index, number in enumerate(region.plan) if number in bad]
+def written(region: Region, version: int, offset: int, count: int) -> Region:
+    """The region after a change that wrote so many bytes, at least one, from `offset` on."""
+    length = max(region.length, offset + count)
+    versions = [region.chunk_version(index) for index in range(chunk_count(length))]
+    for index in touched(offset, count):
+        versions[index] = version
+    mixed = () if all(each == version for each in versions) else tuple(versions)
+    return replace(region, version=version, length=length, versions=mixed)
+
+
+def touched(offset: int, count: int) -> range:
+    """The chunks in which those bytes are."""
+    return range(offset // MEMORY_CHUNK_BYTES, chunk_count(offset + count)) if count else range(0)
+
+
+def chunk_part(offset: int, count: int, index: int) -> tuple[int, int]:
+    """From where to where, within chunk `index`, those bytes are."""
+    begin = index * MEMORY_CHUNK_BYTES
+    return max(0, offset - begin), min(MEMORY_CHUNK_BYTES, offset + count - begin)
+
+
+def replace_chunks(
+    region: Region, bad: Collection[int], rooms: Mapping[int, int], movable: Collection[int]
+) -> tuple[int, ...]:
+    """The plan with those `movable` chunks that lay on `bad` nodes placed on others. Raises PoolFull."""
+    moved = [index for index, number in enumerate(region.plan) if number in bad and index in movable]
     good = {number: room for number, room in rooms.items() if number not in bad}
     targets = place_chunks([chunk_bytes(region.size, index) for index in moved], good)
     plan = list(region.plan)

@@ -116,16 +116,24 @@ class Mapped:
 
     def view(self, stored: bytes) -> Held | None:
         """The value of a plain key, held where it lies; None if `key` is to be used."""
+        return self._hold("_keys", stored, HEAD_BYTES)
+
+    def view_data(self, identifier: int) -> Held | None:
+        """The value of a plain region, held where it lies; None if `data` is to be used."""
+        return self._hold("_data", _pack_id(identifier), 0)
+
+    def _hold(self, database: str, key: bytes, head: int) -> Held | None:
+        """A value behind the head that it may have, if that says that it is a plain one."""
         self._enter(None)
         txn = None
         try:
             if monotonic() <= self._check_at:
                 txn = self._begin(None, None, False, True)
-                record = txn.get(stored, None, self._keys)
-                if record is not None and record[0] == 0:
-                    return Held(memoryview(record)[HEAD_BYTES:], txn, self._leave)
+                record = txn.get(key, None, getattr(self, database))
+                if record is not None and (not head or record[0] == 0):
+                    return Held(memoryview(record)[head:], txn, self._leave)
         except (TypeError, lmdb.Error):
-            pass  # it is closed, or has grown: `key` sees to that
+            pass  # it is closed, or has grown: who reads it the usual way sees to that
         if txn is not None:
             txn.abort()
         self._leave()
@@ -161,6 +169,19 @@ class Mapped:
         finally:
             self._leave()
         return found
+
+    def part(self, identifier: int, start: int, stop: int | None) -> bytes | None:
+        """Bytes of the value of a plain region, None if it does not reach so far. Raises NotRunning."""
+        self._enter(None)
+        try:
+            if monotonic() <= self._check_at:
+                with self._begin(self._data, None, False, True) as txn:  # of the mapped pages, no copy
+                    return _cut(txn.get(_pack_id(identifier)), start, stop)
+        except (TypeError, lmdb.Error):
+            pass  # closed, or outgrown: `data` maps anew
+        finally:
+            self._leave()
+        return _cut(self.data(identifier), start, stop)
 
     def change(self, work: Callable[[Batch], T]) -> T:
         """Do `work` in a batch, and make it final. It may be called again, each time with a new batch.
@@ -299,6 +320,13 @@ class Mapped:
         env.close()
         if self._announced is not None:
             self._announced.close()
+
+
+def _cut(value: Any, start: int, stop: int | None) -> bytes | None:
+    """The part, if the value has all of it."""
+    if value is None or not 0 <= start <= (start if stop is None else stop) <= len(value):
+        return None
+    return bytes(value[start:stop])
 
 
 class Held:

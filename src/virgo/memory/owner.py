@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from virgo.errors import PoolFull
@@ -13,6 +13,7 @@ from virgo.memory.batch import Batch
 from virgo.memory.core import Region
 from virgo.memory.fills import Claim
 from virgo.memory.keyspace import NOWHERE
+from virgo.memory.segments import total_bytes
 from virgo.memory.spaces import SEPARATOR, Declared, Space, learn, name_of
 
 if TYPE_CHECKING:
@@ -231,9 +232,17 @@ class OwnerBatch(Batch):
         """Forget the region and its value."""
         key = _pack_id(identifier)
         self._delete(self._tables.regions, key)
-        if not region.spread:
+        if region.shared:
+            self.declare(-total_bytes(region.size))
+        elif not region.spread:
             self._delete(self._tables.data, key)
             self.declare(-region.size)
+
+    def shared_regions(self) -> Iterator[tuple[int, Region]]:
+        """All shared regions, by a look at every region."""
+        for key, record in self._read().cursor(self._tables.regions):
+            if Region.is_shared(record):
+                yield _U64.unpack(key)[0], Region.decode(record)
 
     # --- chunks of spread regions, whose home may be another node -----------------------------
 
@@ -267,16 +276,21 @@ class OwnerBatch(Batch):
         """Keep one chunk."""
         self._put(self._tables.chunks, _CHUNK.pack(identifier, version, index), data)
 
-    def drop_chunks(self, identifier: int, version: int) -> int:
-        """Forget all chunks of one version; returns how many there were."""
-        prefix, keys = _CHUNK.pack(identifier, version, 0), []
+    def drop_chunks(self, identifier: int, version: int, indices: Collection[int] | None = None) -> int:
+        """Forget chunks of one version, all or some; returns how many there were."""
+        if indices is None:
+            indices = self.chunk_indices(identifier, version)
+        keys = [_CHUNK.pack(identifier, version, index) for index in indices]
+        return sum(self._delete(self._tables.chunks, key) for key in keys)
+
+    def chunk_indices(self, identifier: int, version: int) -> list[int]:
+        """Which chunks of one version are here."""
+        prefix, found = _CHUNK.pack(identifier, version, 0), []
         for key in self._keys_from(self._tables.chunks, prefix):
             if key[:16] != prefix[:16]:
                 break
-            keys.append(key)
-        for key in keys:
-            self._delete(self._tables.chunks, key)
-        return len(keys)
+            found.append(_CHUNK.unpack(key)[2])
+        return found
 
     def chunk_versions(self, identifier: int | None = None) -> Iterator[tuple[int, int]]:
         """(region, version) of the chunks here, of one region or of all."""

@@ -3,14 +3,16 @@
 The top bits of an id name the region's home; another node passes the command on to it. A plain region of
 this node is handled at once, in the batch of the chunk; `spread` has those larger than a chunk.
 
-A region that was never set reads as b"". A set replaces the whole value. Ids are never given twice, so a
-use after free and a double free are always UnknownId.
+A region that was never set reads as b"". A set replaces the whole value; with AT it writes over a part, and
+a get with AT reads one: both of one moment, like the whole. Ids are never given twice, so a use after free
+and a double free are always UnknownId.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -21,6 +23,8 @@ from virgo.members import Member, compose_id, node_of
 from virgo.memory import core
 from virgo.memory.core import Region
 from virgo.memory.owner import OwnerBatch
+from virgo.memory.segments import total_bytes
+from virgo.memory.shared import Shared
 from virgo.memory.spread import Spread
 from virgo.memory.store import Store
 from virgo.module import NodeServices
@@ -29,20 +33,73 @@ from virgo.wire.commands import Command
 from virgo.wire.resp import OK, Encoded
 from virgo.wire.session import Session
 
+_AT_NAMES = ("the offset", "the size")
+
 
 def unknown(identifier: int) -> UnknownId:
     """The error for an id that leads nowhere."""
     return UnknownId(f"no region has the id {identifier} ({identifier:#x})")
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What VIRGO_MALLOC is asked for.
+
+    Attributes:
+        size: bytes.
+        node: name of the node on which it is to be, "" for any.
+        shared: whether it is to be a file in shared memory.
+        note: what is to be known of it.
+    """
+
+    size: int
+    node: str = ""
+    shared: bool = False
+    note: bytes = b""
+
+    @classmethod
+    def read(cls, request: list[bytes]) -> Wish:
+        """That of a request. Raises BadArgument, TooLarge."""
+        usage = "Usage: VIRGO_MALLOC size [NODE name] [SHARED [NOTE text]]"
+        size, node, shared, note = integer(request[1], "size"), "", False, b""
+        words = iter(request[2:])
+        for word in words:
+            option = word.upper()
+            value = next(words, None) if option in (b"NODE", b"NOTE") else b""
+            if value is None:
+                raise BadArgument(f"{option.decode()} needs a value", hint=usage)
+            if option == b"NODE":
+                node = text(value, "the node's name")
+            elif option == b"NOTE":
+                note = value
+            elif option == b"SHARED":
+                shared = True
+            else:
+                raise BadArgument(f"VIRGO_MALLOC does not know {word[:20]!r}", hint=usage)
+        if note and not shared:
+            raise BadArgument("only shared regions have a NOTE", hint=usage)
+        core.check_size(size, shared=shared)
+        return cls(size, node, shared, note)
+
+    def request(self, node: str) -> tuple[bytes | str | int, ...]:
+        """The same of one node."""
+        shared = (b"SHARED", *((b"NOTE", self.note) if self.note else ())) if self.shared else ()
+        return b"VIRGO_MALLOC", self.size, b"NODE", node, *shared
+
+    def room_bytes(self) -> int:
+        """What it takes."""
+        return total_bytes(self.size) if self.shared else self.size
+
+
 class Regions:
     """The four calls of one node."""
 
-    def __init__(self, node: NodeServices, store: Store, spread: Spread) -> None:
+    def __init__(self, node: NodeServices, store: Store, spread: Spread, shared: Shared) -> None:
         self._node = node
         self._number = node.number
         self._store = store
         self._spread = spread
+        self._shared = shared
         self._batch = store.batch
 
     def __repr__(self) -> str:
@@ -52,20 +109,29 @@ class Regions:
         """What is served."""
         return [
             Command(
-                *("VIRGO_MALLOC", self.malloc, "write", 1, 3),
+                *("VIRGO_MALLOC", self.malloc, "write", 1, 6),
                 concurrent=True,
                 writes=True,
-                usage="size [NODE name]",
+                usage="size [NODE name] [SHARED [NOTE text]]",
                 summary="Allocate a region; answers its id.",
             ),
             Command(
-                *("VIRGO_SET", self.set, "write", 2, 2),
+                *("VIRGO_SET", self.set, "write", 2, 4),
                 writes=True,
-                usage="id data",
-                summary="Replace a region's value.",
+                usage="id data [AT offset]",
+                summary="Replace a region's value, or write over a part of it.",
             ),
-            Command("VIRGO_GET", self.get, "read", 1, 1, usage="id", summary="A region's value."),
+            Command(
+                *("VIRGO_GET", self.get, "read", 1, 4),
+                usage="id [AT offset [size]]",
+                summary="A region's value, or a part of it.",
+            ),
             Command("MEMORY.REGION", self.describe, "read", 1, 1, usage="id", summary="A region, as JSON."),
+            Command(
+                *("MEMORY.SEGMENT", self.segment, "read", 1, 1),
+                usage="id",
+                summary="How to map a shared region, as JSON; nil if it is not shared.",
+            ),
             Command(
                 *("VIRGO_FREE", self.free, "write", 1, 1),
                 writes=True,
@@ -83,39 +149,51 @@ class Regions:
         region = batch.region(identifier)
         if region is None:
             raise unknown(identifier)
-        length = region.length if region.spread else len(batch.data(identifier) or b"")
+        if region.shared:
+            length = self._shared.length(identifier, region)
+        else:
+            length = region.length if region.spread else len(batch.data(identifier) or b"")
         figures = {
             "id": identifier,
             "size": region.size,
             "length": length,
             "node": self._node.name,
             "nodes": sorted(set(region.plan)),
+            "shared": region.shared,
         }
         return msgspec.json.encode(figures)
+
+    def segment(self, session: Session, request: list[bytes]) -> Any:
+        """How processes of its machine map a shared region, as JSON; nil if it is not shared."""
+        identifier = integer(request[1], "id")
+        if node_of(identifier) != self._number:
+            return self._forward(self._home(identifier), *request)
+        region = session.batch(b"memory", self._batch).region(identifier)
+        if region is None:
+            raise unknown(identifier)
+        return self._shared.describe(identifier, region) if region.shared else None
 
     # --- malloc -------------------------------------------------------------------------------
 
     def malloc(self, session: Session, request: list[bytes]) -> Any:
         """Here while there is room, else elsewhere; with NODE only there."""
-        size = integer(request[1], "size")
-        core.check_size(size)
-        pinned = self._pinned(request)
+        wish = Wish.read(request)
+        pinned = self._pinned(wish.node)
         if pinned not in (0, self._number):
             return self._forward(pinned, b"VIRGO_MALLOC", *request[1:])
-        if size > MEMORY_CHUNK_BYTES:
-            return self._spread.malloc(size, pinned=bool(pinned))
+        if wish.size > MEMORY_CHUNK_BYTES and not wish.shared:
+            return self._spread.malloc(wish.size, pinned=bool(pinned))
         batch = session.batch(b"memory", self._batch)
-        if pinned or batch.room_bytes() >= size:
-            return self.malloc_here(batch, size)
-        return self._malloc_elsewhere(size)
+        if not pinned and batch.room_bytes() < wish.room_bytes():
+            return self._malloc_elsewhere(wish)
+        if wish.shared:
+            return self._shared.malloc(wish.size, wish.note)
+        return self.malloc_here(batch, wish.size)
 
-    def _pinned(self, request: list[bytes]) -> int:
-        """The number of the node that NODE names, 0 without it."""
-        if len(request) == 2:
-            return 0
-        if len(request) != 4 or request[2].upper() != b"NODE":
-            raise BadArgument("VIRGO_MALLOC knows one option", hint="Usage: VIRGO_MALLOC size [NODE name]")
-        name = text(request[3], "the node's name")
+    def _pinned(self, name: str) -> int:
+        """The number of the node of that name, "." for this one, 0 for none."""
+        if name in ("", "."):
+            return self._number if name else 0
         for member in self._node.members():
             if member.name == name:
                 return member.number
@@ -128,8 +206,9 @@ class Regions:
         batch.put_region(identifier, Region(size))
         return identifier
 
-    async def _malloc_elsewhere(self, size: int) -> int:
+    async def _malloc_elsewhere(self, wish: Wish) -> int:
         """On another node; what the others last said of their room may be outdated, so try several."""
+        size = wish.room_bytes()
         members = {member.number: member for member in self._node.members()}
         rooms = {number: member.load.pool_free_bytes for number, member in members.items()}
         rooms[self._number] = self._store.room_bytes()
@@ -137,59 +216,74 @@ class Regions:
             try:
                 number = core.choose_node(size, self._number, rooms, random.randrange, "a region")
             except PoolFull:
-                return await self._ask_the_full(size, {n: members[n] for n in rooms if n in members})
+                return await self._ask_the_full(wish, {n: members[n] for n in rooms if n in members})
+            if number == self._number and wish.shared:
+                return await self._shared.malloc(wish.size, wish.note)
             if number == self._number:
                 with self._store.batching() as batch:
-                    return self.malloc_here(batch, size)
+                    return self.malloc_here(batch, wish.size)
             try:
-                return int(
-                    await self._node.call(number, b"VIRGO_MALLOC", size, b"NODE", members[number].name)
-                )
+                return int(await self._node.call(number, *wish.request(members[number].name)))
             except (PoolFull, NodeLost):
                 del rooms[number]
         raise PoolFull(f"no node has room for a region of {size} bytes")
 
-    async def _ask_the_full(self, size: int, members: Mapping[int, Member]) -> int:
+    async def _ask_the_full(self, wish: Wish, members: Mapping[int, Member]) -> int:
         """What a node said of its room may be a beat old, and it may have been freed since: ask each."""
         for number, member in members.items():
             if number != self._number:
                 try:
-                    return int(await self._node.call(number, b"VIRGO_MALLOC", size, b"NODE", member.name))
+                    return int(await self._node.call(number, *wish.request(member.name)))
                 except (PoolFull, NodeLost):
                     continue
-        raise PoolFull(f"no node has room for a region of {size} bytes")
+        raise PoolFull(f"no node has room for a region of {wish.size} bytes")
 
     # --- set, get, free -----------------------------------------------------------------------
 
     def set(self, session: Session, request: list[bytes]) -> Any:
-        """Replace the value."""
+        """Replace the value, or write over a part of it."""
         identifier = integer(request[1], "id")
         data = request[2]
+        at = _at(request, 3, "VIRGO_SET id data [AT offset]")
         if node_of(identifier) != self._number:
             return self._forward_ok(identifier, request)
         batch = session.batch(b"memory", self._batch)
         region = batch.region(identifier)
         if region is None:
             raise unknown(identifier)
-        core.check_fits(len(data), region.size, identifier)
         if region.spread:
-            return self._spread.write(identifier, data)
-        batch.put_data(identifier, data)
+            return self._spread.write(identifier, data, *at) if at else self._spread.put(identifier, data)
+        if region.shared:
+            return self._shared.write(identifier, region, data, *at)
+        value = core.changed(
+            identifier, region, lambda: batch.writing().data(identifier), data, at[0] if at else None
+        )
+        if value is not None:
+            batch.put_data(identifier, value)
         return OK
 
     def get(self, session: Session, request: list[bytes]) -> Any:
-        """The value."""
+        """The value, or a part of it."""
         identifier = integer(request[1], "id")
+        at = _at(request, 2, "VIRGO_GET id [AT offset [size]]") if len(request) > 2 else []
         if node_of(identifier) != self._number:
             return self._forward(self._home(identifier), *request)
         batch = session.batch(b"memory", self._batch)
         data = batch.data(identifier)
-        if data is not None:
+        if data is not None and not at:
             return data
         region = batch.region(identifier)
         if region is None:
             raise unknown(identifier)
-        return self._spread.read(identifier) if region.spread else b""
+        if region.spread:
+            return self._spread.read(identifier, *at)
+        if region.shared:
+            return self._shared.read(identifier, region, *at)
+        if not at:
+            return b""
+        core.check_part(at[0], at[1] if len(at) > 1 else None, region.size, identifier)
+        stop = at[0] + at[1] if len(at) > 1 else None
+        return (data or b"")[at[0] : stop]
 
     def free(self, session: Session, request: list[bytes]) -> Any:
         """Give the room back."""
@@ -202,6 +296,8 @@ class Regions:
             raise unknown(identifier)
         if region.spread:
             return self._spread.free(identifier)
+        if region.shared:
+            return self._shared.free(identifier)
         batch.delete_region(identifier, region)
         return OK
 
@@ -220,3 +316,12 @@ class Regions:
     async def _forward_ok(self, identifier: int, request: list[bytes]) -> Encoded:
         await self._node.call(self._home(identifier), *request)
         return OK
+
+
+def _at(request: list[bytes], start: int, usage: str) -> list[int]:
+    """The numbers behind AT, if there are any. Raises BadArgument."""
+    if len(request) == start:
+        return []
+    if len(request) == start + 1 or request[start].upper() != b"AT":
+        raise BadArgument(f"{request[0].decode()} knows one option, AT", hint=f"Usage: {usage}")
+    return [integer(number, name) for number, name in zip(request[start + 1 :], _AT_NAMES, strict=False)]

@@ -36,6 +36,7 @@ from virgo.memory.mirrors import Mirrors
 from virgo.memory.namespaces import Namespaces
 from virgo.memory.overview import Overview
 from virgo.memory.regions import Regions
+from virgo.memory.shared import Shared
 from virgo.memory.slots import Slots
 from virgo.memory.spread import Spread
 from virgo.memory.store import Store
@@ -58,6 +59,7 @@ class MemoryModule:
         self._node = node
         self._machine_bytes = int(psutil.virtual_memory().total)
         self._store: Store | None = None
+        self._shared: Shared | None = None
         self._room = 0  # as of the last beat
 
     def __repr__(self) -> str:
@@ -68,6 +70,12 @@ class MemoryModule:
         """The open store."""
         assert self._store is not None, "the module is not started"
         return self._store
+
+    @property
+    def shared(self) -> Shared:
+        """The shared regions."""
+        assert self._shared is not None, "the module is not started"
+        return self._shared
 
     async def start(self) -> None:
         """Open the store."""
@@ -84,7 +92,8 @@ class MemoryModule:
         self._slots = Slots(self._node.engine, self._node.number, self._rooms)
         self._chunks = Chunks(self._node, self._store)
         self._spread = Spread(self._node, self._store, self._chunks)
-        self._regions = Regions(self._node, self._store, self._spread)
+        self._shared = shared = Shared(self._node, self._store, self._capacity())
+        self._regions = Regions(self._node, self._store, self._spread, shared)
         self._mirrors = Mirrors(self._node, self._store, self._slots)
         self._keep(self._store)
         self._keys = Keys(self._node, self._store, self._slots)
@@ -123,6 +132,8 @@ class MemoryModule:
             if isinstance(store.keeper.disk, Disk):
                 await asyncio.to_thread(store.keeper.disk.close)
             await asyncio.to_thread(store.flush)
+            if self._shared is not None:
+                self._shared.close()
             self._guard.stop()
             store.close()
 
@@ -152,6 +163,7 @@ class MemoryModule:
         """Figures of this node's pool."""
         return {
             **self.store.stats(),
+            **self.shared.stats(),
             "slots_known": self._slots.assigned(),
             "slots_here": self._slots.owned(),
             "chunks_swept": self._chunks.swept,
@@ -234,6 +246,8 @@ class MemoryModule:
                 next_sweep = loop.time() + MEMORY_SWEEP_S
                 with contextlib.suppress(VirgoError):  # what is left over is found by the next sweep
                     await self._chunks.sweep()
+                with contextlib.suppress(VirgoError):  # likewise
+                    await self.shared.tidy()
 
 
 def _may_write(session: Session) -> bool:

@@ -92,6 +92,7 @@ class Tables:
         self.last_id = 0  # of the last transaction that is known to have written
         self.waiting_since = 0.0  # monotonic time since when the right to write is waited for here, or 0
         self._readers_checked_id = 0
+        self.apart_bytes = 0  # declared, of regions that have files of their own
 
     def __repr__(self) -> str:
         return f"<Tables in {self.directory}>"
@@ -163,7 +164,7 @@ class Tables:
     def room_bytes(self) -> int:
         """What may still be added: within the capacity, and on the disk besides what is only declared."""
         used = self.used_bytes()
-        disk = disk_free_bytes(self.directory) - max(0, used - self.file_bytes())
+        disk = disk_free_bytes(self.directory) - max(0, used - self.apart_bytes - self.file_bytes())
         return max(0, min(self.state.capacity_bytes - used, disk))
 
 

@@ -1,0 +1,178 @@
+"""Shared regions as a client of the machine has them: which are near, their views, and the right to write.
+
+A region whose home is on this machine, and whose file this user may open, is used through its file, with
+nobody in between; for any other the node is asked, which asks the home.
+"""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+import time
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from virgo.errors import BadArgument, Busy, NotLoaded, NotRunning
+from virgo.limits import MEMORY_LEASE_POLL_S
+from virgo.memory import descriptors
+
+if TYPE_CHECKING:
+    from virgo.memory.calls import SegmentInfo
+    from virgo.memory.segments import Segment
+
+T = TypeVar("T")
+
+
+class Nearby:
+    """The shared regions that a client knows to be on its machine."""
+
+    def __init__(self) -> None:
+        self._segments: dict[int, Segment] = {}
+
+    def __repr__(self) -> str:
+        return f"<Nearby {len(self._segments)} segments>"
+
+    def __bool__(self) -> bool:
+        return bool(self._segments)
+
+    def learn(self, info: SegmentInfo) -> Segment | None:
+        """The segment, None if it is not on this machine or not ours to open."""
+        segment = info.segment()
+        try:
+            descriptors.shut(segment.open())
+        except NotRunning:
+            return None
+        self._segments[info.id] = segment
+        return segment
+
+    def forget(self, identifier: int) -> None:
+        """It was freed."""
+        self._segments.pop(identifier, None)
+
+    def do(self, identifier: int, work: Callable[[Segment], T], otherwise: T) -> T:
+        """The result of work on the file, `otherwise` if the node is to be asked."""
+        segment = self._segments.get(identifier)
+        if segment is None:
+            return otherwise
+        try:
+            return work(segment)
+        except NotRunning:  # freed, or it cannot be written from here
+            if not segment.exists():
+                self.forget(identifier)
+            return otherwise
+
+
+class Lease:
+    """The right to write a segment in place, held by this process; see `segments`.
+
+    A thread that asks while another one of the process has it waits as one of another process does. After a
+    fork the child's is not held.
+
+    Attributes:
+        segment: what it is of.
+    """
+
+    __slots__ = ("_descriptor", "_forks", "segment")
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self._descriptor = -1
+        self._forks = 0
+
+    def __repr__(self) -> str:
+        return f"<Lease of {self.segment!r} {'held' if self.held else 'not held'}>"
+
+    def __del__(self) -> None:
+        self.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether we have it."""
+        return self._descriptor >= 0 and self._forks == descriptors.forks()
+
+    def acquire(self, timeout_s: float = 0.0) -> None:
+        """Have it. Raises Busy if another one has it for so long, NotRunning if the segment is gone."""
+        deadline = time.monotonic() + timeout_s
+        while self.held:  # by another thread: one that asks twice would wait for itself
+            if time.monotonic() > deadline:
+                raise Busy(
+                    f"region {self.segment.identifier:#x} is leased to this very array",
+                    hint="Whoever has acquired it in this process must release it first.",
+                )
+            time.sleep(MEMORY_LEASE_POLL_S)
+        self._descriptor = self.segment.lease(max(0.0, deadline - time.monotonic()))
+        self._forks = descriptors.forks()
+
+    def release(self) -> None:
+        """Let go; nothing if it is not held."""
+        if self.held:
+            descriptors.shut(self._descriptor)
+        self._descriptor = -1
+
+
+class View:
+    """The bytes of a region for the time of a `with` block; see `Region.view`."""
+
+    def __init__(self, found: Segment | bytes, *, write: bool, timeout_s: float) -> None:
+        self._found = found
+        self._write = write
+        self._timeout_s = timeout_s
+        self._lease: Lease | None = None
+        self._memory: memoryview | None = None
+        self._map: mmap.mmap | None = None
+
+    def __repr__(self) -> str:
+        return f"<View of {self._found!r:.60}>"
+
+    def hold(self) -> memoryview:
+        """The bytes to read, for as long as somebody refers to them."""
+        if isinstance(self._found, bytes):
+            return memoryview(self._found)
+        return memoryview(self._found.map())[: self._found.length()]
+
+    def __enter__(self) -> memoryview:
+        if isinstance(self._found, bytes) or not self._write:
+            return self.hold()
+        self._lease = Lease(self._found)
+        self._lease.acquire(self._timeout_s)
+        self._map = self._found.map(write=True)
+        self._memory = memoryview(self._map)
+        return self._memory
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._memory is None or self._map is None or self._lease is None:
+            return
+        known = weakref.ref(self._map)
+        try:
+            self._memory.release()
+            self._map = None
+            if known() is not None:  # a slice is not among what `release` looks at
+                raise BufferError("something still refers to what could be written, and could do so later")
+        finally:
+            self._lease.release()
+
+
+def descriptor_of(segment: Segment, *, write: bool) -> int:
+    """A descriptor of the file that the caller closes."""
+    return descriptors.give_away(segment.open(write=write))
+
+
+def load_arrays() -> Any:
+    """The module for arrays, which only those import who use one. Raises NotLoaded without NumPy."""
+    try:
+        import numpy  # noqa: F401 - what `arrays` needs
+    except ImportError as error:
+        raise NotLoaded(f"arrays need NumPy: {error}", hint="pip install 'virgo-os[arrays]'") from error
+    return importlib.import_module("virgo.memory.arrays")
+
+
+def not_near(identifier: int, what: str) -> BadArgument:
+    """The error for what can only be done with a shared region of this machine."""
+    return BadArgument(
+        f"{what} needs region {identifier:#x} to be a shared one of this machine",
+        hint="malloc(size, shared=True, node=...) makes one; read and write serve every region.",
+    )
