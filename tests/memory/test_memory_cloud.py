@@ -229,11 +229,11 @@ def test_reads_by_mapping_need_no_node(cloud3: RunningCloud, memory: MemoryClien
     """What the connected node holds is read without a request; with mapping off the answers are the same."""
     region = memory.malloc(100)
     region.set(b"data")
-    assert memory.mapped and memory._local is not None
+    assert memory.mapped and memory._reach.local is not None
     for number in range(500):  # other tests may have led some slots to other nodes
         name = f"a{number}"
         memory[name] = b"1"
-        if memory[name] == b"1" and memory._local.key(name.encode()) is not MISSING:
+        if memory[name] == b"1" and memory._reach.local.key(name.encode()) is not MISSING:
             break
     assert (memory[name], region.get()) == (b"1", b"data")
     runner, asked = memory._runner, []

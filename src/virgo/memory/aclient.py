@@ -18,14 +18,15 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virgo.errors import NotRunning
-from virgo.memory import calls
+from virgo.memory import calls, regioncalls
 from virgo.memory.amapping import AsyncKeyMapping, AsyncNamespace, AsyncReach
 from virgo.memory.aregion import AsyncRegion
-from virgo.memory.calls import Data, Key, RegionInfo
+from virgo.memory.calls import Data, Key
 from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import checked
 from virgo.memory.leases import Nearby, View, descriptor_of, load_arrays, not_near
 from virgo.memory.mapped import MISSING
+from virgo.memory.regioncalls import RegionInfo
 from virgo.memory.segments import Segment
 from virgo.wire.call import AsyncRunner, Call
 
@@ -53,16 +54,26 @@ class AsyncMemoryClient(AsyncKeyMapping):
 
     # --- regions ------------------------------------------------------------------------------
 
-    async def malloc(self, size: int, *, node: str | None = None, shared: bool = False) -> AsyncRegion:
+    async def malloc(
+        self,
+        size: int,
+        *,
+        node: str | None = None,
+        shared: bool = False,
+        copies: int = 1,
+        durable: bool = False,
+    ) -> AsyncRegion:
         """Allocate a region; see `MemoryClient.malloc`."""
-        identifier = await self._reach.run(calls.malloc(size, node, shared=shared))
+        identifier = await self._reach.run(
+            regioncalls.malloc_kept(size, node, checked(copies, durable), shared=shared)
+        )
         if shared:
             await self.segment(identifier)
         return AsyncRegion(self, identifier, size)
 
     async def segment(self, identifier: int) -> Segment | None:
         """The file of a shared region, None if it is not shared or not on this machine. Raises UnknownId."""
-        info = await self._reach.run(calls.segment(identifier))
+        info = await self._reach.run(regioncalls.segment(identifier))
         return None if info is None else self._near.learn(info)
 
     async def view_region(
@@ -83,14 +94,14 @@ class AsyncMemoryClient(AsyncKeyMapping):
         """
         arrays = load_arrays()
         size, note = arrays.describe(shape, dtype)
-        call = calls.malloc(size, node or calls.HERE, shared=True, note=note)
+        call = regioncalls.malloc(size, node or regioncalls.HERE, shared=True, note=note)
         found: SharedArray = arrays.creator(await self.attach(await self._reach.run(call)))
         return found
 
     async def attach(self, identifier: int) -> SharedArray:
         """The array of an id; see `MemoryClient.attach`."""
         arrays = load_arrays()
-        info = await self._reach.run(calls.segment(identifier))
+        info = await self._reach.run(regioncalls.segment(identifier))
         if info is None:
             raise arrays.no_array(identifier)
         array: SharedArray = arrays.build(
@@ -133,11 +144,11 @@ class AsyncMemoryClient(AsyncKeyMapping):
             else:
                 if found is not MISSING:
                     return found  # type: ignore[no-any-return]
-        return await self._on_file(identifier, Segment.read, calls.get_region(identifier))
+        return await self._on_file(identifier, Segment.read, regioncalls.get_region(identifier))
 
     async def read_region(self, identifier: int, offset: int = 0, size: int | None = None) -> bytes:
         """A part of a region's value; see `Region.read`."""
-        call = calls.get_region(identifier, offset, size)
+        call = regioncalls.get_region(identifier, offset, size)
         local = self._reach.local or await self._reach.attach()
         if local is not None:
             try:
@@ -152,17 +163,17 @@ class AsyncMemoryClient(AsyncKeyMapping):
     async def set_region(self, identifier: int, data: Data, offset: int | None = None) -> None:
         """Replace a region's value, or write over a part of it."""
         raw = calls.encode_data(data)
-        call = calls.set_region(identifier, raw, offset)
+        call = regioncalls.set_region(identifier, raw, offset)
         await self._on_file(identifier, lambda segment: segment.write(raw, offset), call)
 
     async def free_region(self, identifier: int) -> None:
         """Free a region."""
         self._near.forget(identifier)
-        await self._reach.run(calls.free_region(identifier))
+        await self._reach.run(regioncalls.free_region(identifier))
 
     async def describe(self, identifier: int) -> RegionInfo:
         """What its home knows of a region."""
-        return await self._reach.run(calls.describe(identifier))
+        return await self._reach.run(regioncalls.describe(identifier))
 
     # --- keys ---------------------------------------------------------------------------------
 

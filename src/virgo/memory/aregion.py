@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from virgo.memory.calls import Data, RegionInfo
+from virgo.memory.calls import Data
+from virgo.memory.regioncalls import RegionInfo
 
 if TYPE_CHECKING:
     from virgo.memory.aclient import AsyncMemoryClient

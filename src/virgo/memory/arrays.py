@@ -26,8 +26,8 @@ import numpy as np
 from virgo.errors import BadArgument, Denied, NotRunning, UnknownId
 from virgo.limits import MEMORY_REGION_BYTES_MAX
 from virgo.memory import descriptors
-from virgo.memory.calls import SegmentInfo
 from virgo.memory.leases import Lease
+from virgo.memory.regioncalls import SegmentInfo
 from virgo.memory.segments import Segment
 from virgo.wire.call import whole
 

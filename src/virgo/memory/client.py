@@ -17,8 +17,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virgo.errors import NotRunning
-from virgo.memory import calls
-from virgo.memory.calls import Data, Key, RegionInfo, Versioned
+from virgo.memory import calls, regioncalls
+from virgo.memory.calls import Data, Key, Versioned
 from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.keeping import checked
 from virgo.memory.leases import Nearby, View, descriptor_of, load_arrays, not_near
@@ -26,6 +26,7 @@ from virgo.memory.mapped import MISSING
 from virgo.memory.mapping import KeyMapping, Namespace
 from virgo.memory.reach import Reach
 from virgo.memory.region import Region
+from virgo.memory.regioncalls import RegionInfo
 from virgo.memory.segments import Segment
 from virgo.wire.call import Call, Runner, whole
 
@@ -59,25 +60,39 @@ class MemoryClient(KeyMapping):
 
     # --- regions ------------------------------------------------------------------------------
 
-    def malloc(self, size: int, *, node: str | None = None, shared: bool = False) -> Region:
+    def malloc(
+        self,
+        size: int,
+        *,
+        node: str | None = None,
+        shared: bool = False,
+        copies: int = 1,
+        durable: bool = False,
+    ) -> Region:
         """Allocate a region.
 
         One larger than a chunk (4 MiB) is spread over the nodes. Otherwise it lies on the connected node
         while that has room, else on another; `node` names the one on which it is to lie whole. A shared one
-        always lies whole on a node, as a file in shared memory, which processes of its machine map.
+        always lies whole on a node, as a file in shared memory, which processes of its machine map. With
+        `copies=2` or `durable` each change is on two nodes, or on disk, before it is acknowledged; the cloud
+        says where, and no room is reserved.
 
         Raises:
-            BadArgument, TooLarge: not 1 byte to 1 GiB, or if shared to 1 TiB. PoolFull: no room. DiskFull:
-                none where shared regions lie. NoNode: no such node is up.
+            BadArgument, TooLarge: not 1 byte to 1 GiB, if shared to 1 TiB, if kept so to 256 MiB.
+            PoolFull: no room. DiskFull: none where shared regions lie. NoNode: no such node is up.
         """
-        region = Region(self, self._reach.run(calls.malloc(size, node, shared=shared)), size)
+        region = Region(
+            self,
+            self._reach.run(regioncalls.malloc_kept(size, node, checked(copies, durable), shared=shared)),
+            size,
+        )
         if shared:
             self.segment(region.id)
         return region
 
     def segment(self, identifier: int) -> Segment | None:
         """The file of a shared region, None if it is not shared or not on this machine. Raises UnknownId."""
-        info = self._reach.run(calls.segment(identifier))
+        info = self._reach.run(regioncalls.segment(identifier))
         return None if info is None else self._near.learn(info)
 
     def view_region(
@@ -111,14 +126,16 @@ class MemoryClient(KeyMapping):
         """
         arrays = load_arrays()
         size, note = arrays.describe(shape, dtype)
-        identifier = self._reach.run(calls.malloc(size, node or calls.HERE, shared=True, note=note))
+        identifier = self._reach.run(
+            regioncalls.malloc(size, node or regioncalls.HERE, shared=True, note=note)
+        )
         array: SharedArray = arrays.creator(self.attach(identifier))
         return array
 
     def attach(self, identifier: int) -> SharedArray:
         """The array of an id, to read, and after `acquire` to write. Raises UnknownId, BadArgument."""
         arrays = load_arrays()
-        info = self._reach.run(calls.segment(identifier))
+        info = self._reach.run(regioncalls.segment(identifier))
         if info is None:
             raise arrays.no_array(identifier)
         array: SharedArray = arrays.build(
@@ -156,7 +173,7 @@ class MemoryClient(KeyMapping):
             else:
                 if found is not MISSING:
                     return found  # type: ignore[no-any-return]
-        return self._on_file(identifier, Segment.read, calls.get_region(identifier))
+        return self._on_file(identifier, Segment.read, regioncalls.get_region(identifier))
 
     def _on_file(self, identifier: int, work: Callable[[Segment], T], call: Call[T]) -> T:
         """On the file of a shared region that is known to be near, else by the node."""
@@ -165,7 +182,7 @@ class MemoryClient(KeyMapping):
 
     def read_region(self, identifier: int, offset: int = 0, size: int | None = None) -> bytes:
         """A part of a region's value; see `Region.read`."""
-        call = calls.get_region(identifier, offset, size)
+        call = regioncalls.get_region(identifier, offset, size)
         local = self._reach.local or self._reach.attach()
         if local is not None:
             try:
@@ -180,7 +197,7 @@ class MemoryClient(KeyMapping):
     def set_region(self, identifier: int, data: Data, offset: int | None = None) -> None:
         """Replace a region's value, or write over a part of it."""
         raw = calls.encode_data(data)
-        call = calls.set_region(identifier, raw, offset)
+        call = regioncalls.set_region(identifier, raw, offset)
         local = self._reach.local or self._reach.attach()
         if local is None or not local.set_region(identifier, raw, offset):
             self._on_file(identifier, lambda segment: segment.write(raw, offset), call)
@@ -188,11 +205,11 @@ class MemoryClient(KeyMapping):
     def free_region(self, identifier: int) -> None:
         """Free a region."""
         self._near.forget(identifier)
-        self._reach.run(calls.free_region(identifier))
+        self._reach.run(regioncalls.free_region(identifier))
 
     def describe(self, identifier: int) -> RegionInfo:
         """What its home knows of a region."""
-        return self._reach.run(calls.describe(identifier))
+        return self._reach.run(regioncalls.describe(identifier))
 
     # --- keys ---------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ Such a region is a key that is kept so, which listings do not show and FLUSHDB l
 node, for it may move: in place of a node's number there is 0, then how it is kept, then the number of the
 node that gave the id, and a serial of its own. Its declared size is the mark beside its value.
 
-Functions as in `strings`, and `KeptRegions`, which serves them from any node.
+Functions as in `strings`, and `KeptRegions`, which serves them from any node. Room is not reserved: a set may
+find the pool full.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from virgo.errors import BadArgument, PoolFull, TooLarge, UnknownId
+import msgspec
+
+from virgo.errors import PoolFull, TooLarge, UnknownId
 from virgo.limits import MEMORY_KEPT_REGION_BYTES_MAX
 from virgo.members import SERIAL_BITS
 from virgo.memory.batch import Batch
-from virgo.memory.core import check_fits
+from virgo.memory.core import Region, changed, check_part
 from virgo.memory.entries import live, number
-from virgo.memory.keeping import Keep
+from virgo.memory.keeping import REGION, Keep
+from virgo.memory.keys import Keys
 from virgo.memory.keyspace import Entry, stored_key
+from virgo.memory.store import Store
 from virgo.memory.verbs import Verb
+from virgo.module import NodeServices
+from virgo.wire.commands import Command
+from virgo.wire.resp import OK, Encoded
 
-PREFIX: Final = b"\0region:"
 _SERIAL_BITS: Final = 31
 _KEEP_BIT: Final = SERIAL_BITS - 2
 
@@ -43,7 +50,7 @@ def is_kept(identifier: int) -> bool:
 def key_of(identifier: int) -> bytes:
     """The key under which it is."""
     kind = identifier >> _KEEP_BIT
-    return Keep(2 if kind & 2 else 1, bool(kind & 1)).mark + PREFIX + b"%d" % identifier
+    return Keep(2 if kind & 2 else 1, bool(kind & 1)).mark + REGION + b"%d" % identifier
 
 
 def check_size(size: int) -> None:
@@ -61,9 +68,13 @@ def check_size(size: int) -> None:
 def _entry(batch: Batch, key: bytes) -> Entry:
     entry = live(batch, stored_key(key))
     if entry is None:
-        identifier = int(key.rpartition(b":")[2])
+        identifier = _identifier(key)
         raise UnknownId(f"no region has the id {identifier} ({identifier:#x})")
     return entry
+
+
+def _identifier(key: bytes) -> int:
+    return int(key.rpartition(b":")[2])
 
 
 def make(batch: Batch, request: list[bytes]) -> int:
@@ -74,26 +85,20 @@ def make(batch: Batch, request: list[bytes]) -> int:
 
 def set_(batch: Batch, request: list[bytes]) -> int:
     """MEMORY.KEPT.SET key data [offset]: all of it, or a part, a gap before which is zeros."""
-    entry, data = _entry(batch, request[1]), request[2]
-    if len(request) > 3:
-        offset = number(request[3], "the offset", low=0)
-        before = entry.value
-        data = before[:offset].ljust(offset, b"\0") + data + before[offset + len(data) :]
-    check_fits(len(data), entry.mark, int(request[1].rpartition(b":")[2]))
-    batch.put_entry(stored_key(request[1]), entry._replace(value=data))
+    entry, identifier = _entry(batch, request[1]), _identifier(request[1])
+    offset = number(request[3], "the offset") if len(request) > 3 else None
+    value = changed(identifier, Region(entry.mark), lambda: entry.value, request[2], offset)
+    if value is not None:
+        batch.put_entry(stored_key(request[1]), entry._replace(value=value))
     return 1
 
 
 def get(batch: Batch, request: list[bytes]) -> bytes:
     """MEMORY.KEPT.GET key [offset [size]]."""
     entry = _entry(batch, request[1])
-    offset = number(request[2], "the offset", low=0) if len(request) > 2 else 0
-    end = offset + number(request[3], "the size", low=0) if len(request) > 3 else max(offset, entry.mark)
-    if end > entry.mark or offset > entry.mark:
-        raise BadArgument(
-            f"bytes {offset} to {end} are outside of the region's {entry.mark}", hint="Its size is its end."
-        )
-    return entry.value[offset:end]
+    offset, *count = (number(word, "the part") for word in request[2:] or [b"0"])
+    check_part(offset, count[0] if count else None, entry.mark, _identifier(request[1]))
+    return entry.value[offset : offset + count[0] if count else None]
 
 
 def info(batch: Batch, request: list[bytes]) -> list[int]:
@@ -119,3 +124,56 @@ GET = _verb("GET", get, "key [offset [size]]")
 INFO = _verb("INFO", info, "key")
 FREE = _verb("FREE", free, "key", changes=True)
 VERBS = (MAKE, SET, GET, INFO, FREE)
+
+
+class KeptRegions:
+    """The four calls for kept regions, from one node."""
+
+    def __init__(self, node: NodeServices, store: Store, keys: Keys) -> None:
+        self._node = node
+        self._store = store
+        self._keys = keys
+
+    def __repr__(self) -> str:
+        return f"<KeptRegions of node {self._node.number}>"
+
+    def commands(self) -> list[Command]:
+        """What is served to other nodes."""
+        return self._keys.between(VERBS)
+
+    async def _run(self, verb: Verb, identifier: int, *words: bytes | int) -> Any:
+        key = key_of(identifier)
+        [number] = await self._keys.locate([key], assigns=verb.creates)
+        rest = [word if isinstance(word, bytes) else b"%d" % word for word in words]
+        return await self._keys.at(number, verb, [verb.name.encode(), key, *rest])
+
+    async def malloc(self, size: int, keep: Keep) -> int:
+        """A new region; answers its id."""
+        check_size(size)
+        with self._store.batching() as batch:
+            identifier = compose(keep, self._node.number, batch.next_serial())
+        await self._run(MAKE, identifier, size)
+        return identifier
+
+    async def set(self, identifier: int, data: bytes, at: list[int]) -> Encoded:
+        """Replace the value, or write over a part of it."""
+        await self._run(SET, identifier, data, *at)
+        return OK
+
+    async def get(self, identifier: int, at: list[int]) -> bytes:
+        """The value, or a part of it."""
+        found: bytes = await self._run(GET, identifier, *at)
+        return found
+
+    async def free(self, identifier: int) -> Encoded:
+        """Forget it."""
+        await self._run(FREE, identifier)
+        return OK
+
+    async def describe(self, identifier: int) -> bytes:
+        """Its figures as JSON; its node is the one that owns it now."""
+        size, length = await self._run(INFO, identifier)
+        owner, mirror = self._keys.holders(key_of(identifier))
+        names = {member.number: member.name for member in self._node.known()}
+        figures = {"id": identifier, "size": size, "length": length, "node": names.get(owner, "")}
+        return msgspec.json.encode({**figures, "nodes": [mirror] if mirror else [], "shared": False})

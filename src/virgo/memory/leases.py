@@ -19,7 +19,7 @@ from virgo.limits import MEMORY_LEASE_POLL_S
 from virgo.memory import descriptors
 
 if TYPE_CHECKING:
-    from virgo.memory.calls import SegmentInfo
+    from virgo.memory.regioncalls import SegmentInfo
     from virgo.memory.segments import Segment
 
 T = TypeVar("T")

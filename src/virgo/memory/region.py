@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from virgo.memory.calls import Data, RegionInfo
+from virgo.memory.calls import Data
+from virgo.memory.regioncalls import RegionInfo
 from virgo.wire import near
 from virgo.wire.call import Runner
 

@@ -67,8 +67,7 @@ class Front:
             _verb("MA", flagged.add, "key quiet [flag...]", changes=True, creates=True),
             _verb("ME", dump.show, "key quiet form"),
         ]
-        for verb in (self._get, self._verbs[-1]):
-            keys.answer_from_copies(verb)
+        keys.readable.update({verb.name: verb for verb in (self._get, *self._verbs)})
         self.page = _verb("PAGE", dump.page, "slot count form")
         self._store_verb = self._verbs[0]
 
