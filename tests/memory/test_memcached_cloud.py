@@ -204,11 +204,18 @@ def test_what_nodes_ask_each_other_is_checked_too(pair: RunningCloud, request_: 
 def test_a_lost_node_is_an_error_and_not_a_miss(
     make_cloud: Callable[..., RunningCloud], tmp_path: Path
 ) -> None:
-    """Keys of a killed node are SERVER_ERROR with its name, those of others go on, noreply stays silent."""
+    """Keys of a killed node are SERVER_ERROR with its name, others go on, also those that are kept twice."""
     cloud = make_cloud(2, environment=unix(tmp_path))
     talks = Talk(tmp_path / "mc-n1"), Talk(tmp_path / "mc-n2")
     keys = spread(talks, 6)
     lost, kept = (next(key for key in keys if owned(cloud, key) == number) for number in (2, 1))
+    twice = [b"{*2}k%d" % number for number in range(6)]
+    for number, key in enumerate(twice):
+        assert (
+            talks[number % 2]
+            .ask(b"set %b 3 0 1\r\n2\r\ntouch %b 100\r\n" % (key, key))
+            .endswith(b"TOUCHED\r\n")
+        )
     os.kill(cloud.node("n2")["pid"], signal.SIGSTOP)
     os.kill(cloud.node("n2")["pid"], signal.SIGKILL)
     began = time.monotonic()
@@ -218,6 +225,8 @@ def test_a_lost_node_is_an_error_and_not_a_miss(
     assert first.startswith(b"SERVER_ERROR NODELOST")
     assert b"n2" in first
     assert rest == b"VALUE %b 0 1\r\n1\r\nEND\r\n" % kept
+    wanted = b"".join(b"VALUE %b 3 1\r\n2\r\n" % key for key in twice) + b"END\r\n"
+    assert talks[0].ask(b"get %b\r\n" % b" ".join(twice)) == wanted
     for talk in talks:
         talk.close()
 
