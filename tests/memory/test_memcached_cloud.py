@@ -314,6 +314,7 @@ def test_roles_without_a_login_have_to_be_configured(make_cloud: Callable[..., R
     talk.close()
     with redis.Redis(unix_socket_path=cloud.socket("n1")) as client:
         assert client.info("memory")["memcached"] == f"127.0.0.1:{PORT + offset_of(cloud)}"
+        assert f"at 127.0.0.1:{PORT + offset_of(cloud)}".encode() in client.execute_command("MODULES")
         with pytest.raises(redis.ResponseError, match="no command"):
             client.execute_command("MC.SAY", "the listener's own commands are its own")
 

@@ -62,6 +62,8 @@ class MemoryModule:
     def __init__(self, node: NodeServices) -> None:
         self._node = node
         self._place = memcached.place(node.config, node.name, node.index)
+        if self._place.open:
+            self.summary += f" Speaks memcached's protocol at {self._place.address}."
         self._machine_bytes = int(psutil.virtual_memory().total)
         self._store: Store | None = None
         self._shared: Shared | None = None
