@@ -216,6 +216,8 @@ MEMORY_REMOTE_BYTES_MAX: Final = 256 * MiB
 MEMORY_REMOTE_SHARE: Final = 1 / 16
 # Keys that were read once, and are kept when they are read again.
 MEMORY_REMOTE_SIGHTED_MAX: Final = 10_000
+# The largest region that is durable or kept on two nodes: each change of it is sent whole.
+MEMORY_KEPT_REGION_BYTES_MAX: Final = 256 * MiB
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.
 MEMORY_SCAN_KEYS_MAX: Final = 100_000
 

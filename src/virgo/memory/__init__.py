@@ -54,6 +54,7 @@ Shared regions as every process of the machine has them:
     leases        which segments are near, views, the right to write in place
     arrays        NumPy arrays in them
 
-And: `service`, the node's module; `calls` and `regioncalls`, requests and what is answered; `client` and
-`region`, what users hold; `aclient` and `aregion`, the same for asyncio.
+And: `service`, the node's module; `overview` and `figures`, what is shown of the pool; `calls` and
+`regioncalls`, requests and the meaning of their answers. What users hold: `client`, with `mapping` for keys
+and `region`; `reach`, how it gets there; `aclient`, `amapping`, `aregion`, the same for asyncio.
 """

@@ -54,9 +54,18 @@ class AsyncMemoryClient(AsyncKeyMapping):
 
     # --- regions ------------------------------------------------------------------------------
 
-    async def malloc(self, size: int, *, node: str | None = None, shared: bool = False) -> AsyncRegion:
+    async def malloc(
+        self,
+        size: int,
+        *,
+        node: str | None = None,
+        shared: bool = False,
+        copies: int = 1,
+        durable: bool = False,
+    ) -> AsyncRegion:
         """Allocate a region; see `MemoryClient.malloc`."""
-        identifier = await self._reach.run(regioncalls.malloc(size, node, shared=shared))
+        call = regioncalls.malloc_kept(size, node, checked(copies, durable), shared=shared)
+        identifier = await self._reach.run(call)
         if shared:
             await self.segment(identifier)
         return AsyncRegion(self, identifier, size)

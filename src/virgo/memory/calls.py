@@ -247,13 +247,13 @@ class Local:
         NotRunning: it cannot be mapped: the node is elsewhere, or its files are not ours to read.
     """
 
-    __slots__ = ("_change", "_data", "_holds", "_key", "_number", "_part", "_table", "_view", "_view_data")
+    __slots__ = ("_change", "_data", "_holds", "_part", "_view", "_view_data", "number", "read", "table")
 
     def __init__(self, info: LocalInfo, table: list[int]) -> None:
-        self._number = info.number
-        self._table = table
+        self.number = info.number
+        self.table = table
         mapped = open_mapped(info.directory, info.identity, info.map_bytes)
-        self._key = mapped.key
+        self.read = mapped.key
         self._data = mapped.data
         self._part = mapped.part
         self._holds = mapped.holds
@@ -262,27 +262,27 @@ class Local:
         self._change = mapped.change if info.writable and mapped.writable else None
 
     def __repr__(self) -> str:
-        return f"<Local of node {self._number}>"
+        return f"<Local of node {self.number}>"
 
     def key(self, key: bytes) -> Any:
         """A key's value or None; MISSING if the node is to be asked."""
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
-        if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
+        if self.table[slot] != self.number or len(key) > MEMORY_KEY_BYTES_MAX:
             return MISSING
-        found = self._key(keyspace.SLOT_PREFIXES[slot] + key)
+        found = self.read(keyspace.SLOT_PREFIXES[slot] + key)
         return found if slot < MEMORY_SLOTS or self._holds(slot) else MISSING
 
     def view(self, key: bytes) -> Held | None:
         """A key's value where it lies; None if it is to be had otherwise."""
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
-        if self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX or slot >= MEMORY_SLOTS:
+        if self.table[slot] != self.number or len(key) > MEMORY_KEY_BYTES_MAX or slot >= MEMORY_SLOTS:
             return None
         return self._view(keyspace.SLOT_PREFIXES[slot] + key)
 
     def put(self, key: bytes, value: bytes) -> bool:
         """Set a key that does not expire; False if the node is to be asked."""
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
-        if self._change is None or self._table[slot] != self._number or len(key) > MEMORY_KEY_BYTES_MAX:
+        if self._change is None or self.table[slot] != self.number or len(key) > MEMORY_KEY_BYTES_MAX:
             return False
         if key.startswith(OPENING):  # it may be kept elsewhere too
             return False
@@ -297,7 +297,7 @@ class Local:
         """The reply to a command on one key; MISSING if the node is to be asked."""
         words = [part if isinstance(part, bytes) else str(part).encode() for part in request]
         key = words[1]
-        if self._change is None or self.lacks(key) or self._table[keyspace.slot_of(key)] != self._number:
+        if self._change is None or self.lacks(key) or self.table[keyspace.slot_of(key)] != self.number:
             return MISSING
         if len(key) > MEMORY_KEY_BYTES_MAX or key.startswith(OPENING):
             return MISSING
@@ -308,7 +308,7 @@ class Local:
 
     def set_region(self, identifier: int, data: bytes, offset: int | None = None) -> bool:
         """Change a plain region's value; False if the node is to be asked. Raises TooLarge, BadArgument."""
-        if self._change is None or identifier >> SERIAL_BITS != self._number:
+        if self._change is None or identifier >> SERIAL_BITS != self.number:
             return False
 
         def put(batch: Batch) -> bool:
@@ -327,26 +327,26 @@ class Local:
 
     def region(self, identifier: int) -> Any:
         """A plain region's value; MISSING if the node is to be asked."""
-        if identifier >> SERIAL_BITS != self._number:
+        if identifier >> SERIAL_BITS != self.number:
             return MISSING
         found = self._data(identifier)
         return MISSING if found is None else found
 
     def view_region(self, identifier: int) -> Held | None:
         """A plain region's value where it lies; None if it is to be fetched."""
-        return self._view_data(identifier) if identifier >> SERIAL_BITS == self._number else None
+        return self._view_data(identifier) if identifier >> SERIAL_BITS == self.number else None
 
     def read_region(self, identifier: int, offset: int, size: int | None) -> Any:
         """A part of a plain region's value; MISSING if the node is to be asked."""
-        if identifier >> SERIAL_BITS != self._number:
+        if identifier >> SERIAL_BITS != self.number:
             return MISSING
         found = self._part(identifier, offset, None if size is None else offset + size)
         return MISSING if found is None else found
 
     def lacks(self, key: bytes) -> bool:
         """Whether the table does not say yet where the key is."""
-        return not self._table[keyspace.slot_of(key)]
+        return not self.table[keyspace.slot_of(key)]
 
     def learn(self, table: list[int]) -> None:
         """Take a newer table; what it adds stays true."""
-        self._table = table
+        self.table = table

@@ -60,18 +60,29 @@ class MemoryClient(KeyMapping):
 
     # --- regions ------------------------------------------------------------------------------
 
-    def malloc(self, size: int, *, node: str | None = None, shared: bool = False) -> Region:
+    def malloc(
+        self,
+        size: int,
+        *,
+        node: str | None = None,
+        shared: bool = False,
+        copies: int = 1,
+        durable: bool = False,
+    ) -> Region:
         """Allocate a region.
 
         One larger than a chunk (4 MiB) is spread over the nodes. Otherwise it lies on the connected node
         while that has room, else on another; `node` names the one on which it is to lie whole. A shared one
-        always lies whole on a node, as a file in shared memory, which processes of its machine map.
+        always lies whole on a node, as a file in shared memory, which processes of its machine map. With
+        `copies=2` or `durable` each change is on two nodes, or on disk, before it is acknowledged; the cloud
+        says where, and no room is reserved.
 
         Raises:
-            BadArgument, TooLarge: not 1 byte to 1 GiB, or if shared to 1 TiB. PoolFull: no room. DiskFull:
-                none where shared regions lie. NoNode: no such node is up.
+            BadArgument, TooLarge: not 1 byte to 1 GiB, if shared to 1 TiB, if kept so to 256 MiB.
+            PoolFull: no room. DiskFull: none where shared regions lie. NoNode: no such node is up.
         """
-        region = Region(self, self._reach.run(regioncalls.malloc(size, node, shared=shared)), size)
+        call = regioncalls.malloc_kept(size, node, checked(copies, durable), shared=shared)
+        region = Region(self, self._reach.run(call), size)
         if shared:
             self.segment(region.id)
         return region

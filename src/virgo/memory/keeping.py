@@ -20,6 +20,7 @@ from typing import NamedTuple
 from virgo.errors import BadArgument
 
 OPENING = b"{*"
+REGION = b"\0region:"  # what the keys of kept regions go on with; see `kept`
 
 
 class Keep(NamedTuple):
@@ -49,6 +50,16 @@ def keep_of(key: bytes) -> Keep:
     if not key.startswith(OPENING):
         return PLAIN
     return _BY_MARK.get(key[: key.find(b"}") + 1], PLAIN)
+
+
+def is_region(key: bytes) -> bool:
+    """Whether a key is that of a region, which is no key for those who list or forget keys."""
+    return key.startswith(OPENING) and key.startswith(REGION, key.find(b"}") + 1)
+
+
+def marks() -> list[bytes]:
+    """All that say how a key is kept."""
+    return list(_BY_MARK)
 
 
 def checked(copies: int, durable: bool) -> Keep:

@@ -44,6 +44,7 @@ class Keys:
 
     Attributes:
         remote: values of other nodes that are kept here.
+        readable: commands by name, those among which read can be answered from second copies.
     """
 
     def __init__(self, node: NodeServices, store: Store, slots: Slots) -> None:
@@ -54,6 +55,7 @@ class Keys:
         self._table = slots.table
         self._batch = store.batch
         self.remote = RemoteValues(store.state.capacity_bytes)
+        self.readable = dict(BY_NAME)
 
     def __repr__(self) -> str:
         return f"<Keys of node {self._number}, {self._slots!r}>"
@@ -64,7 +66,7 @@ class Keys:
             _command(GET, self.get, run=self.get_run, run_words=2),
             _command(SET, self.set, run=self.set_run, run_words=3),
             *(_command(verb, self._handler(verb)) for verb in VERBS if verb not in (GET, SET)),
-            *(_command(verb, self._here(verb)) for verb in _BETWEEN_NODES),
+            *self.between(_BETWEEN_NODES),
             Command(
                 *("MEMORY.COPY.RUN", self._run_copy, "read", 2, None),
                 usage="command key...",
@@ -251,7 +253,7 @@ class Keys:
 
     def _run_copy(self, _session: Session | None, request: list[bytes]) -> Any:
         """MEMORY.COPY.RUN command key...: its answer, from what is here of another node's keys."""
-        verb = _FROM_COPIES.get(request[1].decode("ascii", "replace").upper())
+        verb = self.readable.get(request[1].decode("ascii", "replace").upper())
         if verb is None or verb.changes:
             raise BadArgument(
                 "only reads can be answered from copies", hint="It is for nodes, not for people."
@@ -262,6 +264,16 @@ class Keys:
                 raise Conflict("these keys have no copy here")
         with self._store.batching() as batch:
             return verb.run(batch, request[1:])
+
+    def holders(self, key: bytes) -> tuple[int, int]:
+        """Numbers of the nodes with a key and its copy, as known here; 0 for none."""
+        slot = slot_of(key)
+        return self._table[slot], self._table[slot + MEMORY_SLOTS] if slot >= MEMORY_SLOTS else 0
+
+    def between(self, verbs: tuple[Verb, ...]) -> list[Command]:
+        """Commands that only nodes send, to the one that has the keys."""
+        self.readable.update((verb.name, verb) for verb in verbs)
+        return [_command(verb, self._here(verb)) for verb in verbs]
 
     def all_here(self, keys: Iterable[bytes]) -> bool:
         """Whether all keys are known to be this node's."""
@@ -336,7 +348,6 @@ DROP = _between("DROP", generic.drop, "key version", changes=True)
 VERSION = _between("VERSION", generic.version, "key [key...]", shape="many")
 CHANGED = _between("CHANGED", generic.changed, "key version")
 _BETWEEN_NODES = (DUMP, PUT, DROP, VERSION, CHANGED)
-_FROM_COPIES = {**BY_NAME, **{verb.name: verb for verb in _BETWEEN_NODES}}
 
 
 def _command(verb: Verb, handler: Handler, **more: Any) -> Command:

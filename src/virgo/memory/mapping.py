@@ -40,7 +40,12 @@ class KeyMapping(MutableMapping[Key, bytes]):
 
     def _raw(self, key: Key) -> bytes:
         """The key as the cloud knows it."""
-        return self._prefix + calls.encode_key(key) if self._prefix else calls.encode_key(key)
+        if type(key) is str:
+            try:
+                return self._prefix + key.encode()
+            except UnicodeEncodeError:
+                pass  # a name of a file that is no text
+        return self._prefix + calls.encode_key(key)
 
     # --- one key ------------------------------------------------------------------------------
 

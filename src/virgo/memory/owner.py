@@ -12,6 +12,7 @@ from virgo.memory import eviction, keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import Region
 from virgo.memory.fills import Claim
+from virgo.memory.keeping import OPENING, REGION, is_region, marks
 from virgo.memory.keyspace import NOWHERE
 from virgo.memory.segments import total_bytes
 from virgo.memory.spaces import SEPARATOR, Declared, Space, learn, name_of
@@ -46,11 +47,22 @@ class OwnerBatch(Batch):
         self._touched.add(stored)
 
     def flush_keys(self) -> None:
-        """Forget all keys."""
+        """Forget all keys; what is a region stays."""
+        regions = [
+            (stored, self.key(stored) or b"")
+            for mark in marks()
+            for stored in self.with_prefix(mark + REGION)
+        ]
         super().flush_keys()
         self._touched.clear()
         self._emptied = True
-        self._store.copies.clear()
+        copies = self._store.copies
+        copies.update(dict.fromkeys(copies, 0))
+        for stored, record in regions:
+            self.put_record(stored, record, 0)
+            slot = stored[0] << 8 | stored[1]
+            if slot in copies:
+                copies[slot] += 1
 
     # --- second copies --------------------------------------------------------------------------
 
@@ -210,6 +222,7 @@ class OwnerBatch(Batch):
     ) -> tuple[int, list[bytes]]:
         """As any batch does, without the keys of dropped namespaces, and second copies of others' keys."""
         slot, keys = super().scan(slot, count, matches, prefix)
+        keys = [key for key in keys if not (key.startswith(OPENING) and is_region(key))]
         unswept, copies = self._store.unswept, self._store.copies
         if copies:
             keys = [key for key in keys if keyspace.slot_of(key) not in copies]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from virgo.errors import BadArgument
 from virgo.memory.calls import Data, as_is, encode_data
+from virgo.memory.keeping import PLAIN, Keep
 from virgo.memory.segments import Segment
 from virgo.wire.call import Call, as_nothing, whole
 
@@ -50,6 +52,17 @@ class SegmentInfo(msgspec.Struct, frozen=True):
     def segment(self) -> Segment:
         """The segment, if it is on this machine."""
         return Segment(self.directory, self.identity, self.id, self.size)
+
+
+def malloc_kept(size: int, node: str | None, keep: Keep, *, shared: bool = False) -> Call[int]:
+    """Allocate what is kept in some way; answers the id."""
+    if keep == PLAIN:
+        return malloc(size, node, shared=shared)
+    if node or shared:
+        raise BadArgument("copies and durable go with neither node nor shared", hint="Leave one of them out.")
+    copies = ("COPIES", 2) if keep.copies == 2 else ()
+    durable = ("DURABLE",) if keep.durable else ()
+    return Call(("VIRGO_MALLOC", whole(size, "the size"), *copies, *durable), int)
 
 
 def malloc(size: int, node: str | None, *, shared: bool = False, note: str = "") -> Call[int]:

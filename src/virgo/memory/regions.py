@@ -20,8 +20,10 @@ import msgspec
 from virgo.errors import BadArgument, NodeLost, NoNode, PoolFull, UnknownId
 from virgo.limits import MEMORY_CHUNK_BYTES, MEMORY_PLACE_ATTEMPTS_MAX
 from virgo.members import Member, compose_id, node_of
-from virgo.memory import core
+from virgo.memory import core, kept
 from virgo.memory.core import Region
+from virgo.memory.keeping import PLAIN, Keep, checked
+from virgo.memory.kept import KeptRegions
 from virgo.memory.owner import OwnerBatch
 from virgo.memory.segments import total_bytes
 from virgo.memory.shared import Shared
@@ -33,6 +35,7 @@ from virgo.wire.commands import Command
 from virgo.wire.resp import OK, Encoded
 from virgo.wire.session import Session
 
+USAGE = "size [NODE name] [SHARED [NOTE text]] [COPIES 2] [DURABLE]"
 _AT_NAMES = ("the offset", "the size")
 
 
@@ -50,22 +53,25 @@ class Wish:
         node: name of the node on which it is to be, "" for any.
         shared: whether it is to be a file in shared memory.
         note: what is to be known of it.
+        keep: how it is to be kept.
     """
 
     size: int
     node: str = ""
     shared: bool = False
     note: bytes = b""
+    keep: Keep = PLAIN
 
     @classmethod
     def read(cls, request: list[bytes]) -> Wish:
         """That of a request. Raises BadArgument, TooLarge."""
-        usage = "Usage: VIRGO_MALLOC size [NODE name] [SHARED [NOTE text]]"
+        usage = f"Usage: VIRGO_MALLOC {USAGE}"
         size, node, shared, note = integer(request[1], "size"), "", False, b""
+        copies, durable = 1, False
         words = iter(request[2:])
         for word in words:
             option = word.upper()
-            value = next(words, None) if option in (b"NODE", b"NOTE") else b""
+            value = next(words, None) if option in (b"NODE", b"NOTE", b"COPIES") else b""
             if value is None:
                 raise BadArgument(f"{option.decode()} needs a value", hint=usage)
             if option == b"NODE":
@@ -74,12 +80,19 @@ class Wish:
                 note = value
             elif option == b"SHARED":
                 shared = True
+            elif option == b"COPIES":
+                copies = integer(value, "COPIES")
+            elif option == b"DURABLE":
+                durable = True
             else:
                 raise BadArgument(f"VIRGO_MALLOC does not know {word[:20]!r}", hint=usage)
         if note and not shared:
             raise BadArgument("only shared regions have a NOTE", hint=usage)
+        keep = checked(copies, durable)
+        if keep != PLAIN and (shared or node):
+            raise BadArgument("COPIES and DURABLE go with neither NODE nor SHARED", hint=usage)
         core.check_size(size, shared=shared)
-        return cls(size, node, shared, note)
+        return cls(size, node, shared, note, keep)
 
     def request(self, node: str) -> tuple[bytes | str | int, ...]:
         """The same of one node."""
@@ -94,12 +107,15 @@ class Wish:
 class Regions:
     """The four calls of one node."""
 
-    def __init__(self, node: NodeServices, store: Store, spread: Spread, shared: Shared) -> None:
+    def __init__(
+        self, node: NodeServices, store: Store, spread: Spread, shared: Shared, kept: KeptRegions
+    ) -> None:
         self._node = node
         self._number = node.number
         self._store = store
         self._spread = spread
         self._shared = shared
+        self._kept = kept
         self._batch = store.batch
 
     def __repr__(self) -> str:
@@ -112,7 +128,7 @@ class Regions:
                 *("VIRGO_MALLOC", self.malloc, "write", 1, 6),
                 concurrent=True,
                 writes=True,
-                usage="size [NODE name] [SHARED [NOTE text]]",
+                usage=USAGE,
                 summary="Allocate a region; answers its id.",
             ),
             Command(
@@ -143,6 +159,8 @@ class Regions:
     def describe(self, session: Session, request: list[bytes]) -> Any:
         """Figures of one region, as JSON."""
         identifier = integer(request[1], "id")
+        if kept.is_kept(identifier):
+            return self._kept.describe(identifier)
         if node_of(identifier) != self._number:
             return self._forward(self._home(identifier), *request)
         batch = session.batch(b"memory", self._batch)
@@ -166,6 +184,8 @@ class Regions:
     def segment(self, session: Session, request: list[bytes]) -> Any:
         """How processes of its machine map a shared region, as JSON; nil if it is not shared."""
         identifier = integer(request[1], "id")
+        if kept.is_kept(identifier):
+            return None
         if node_of(identifier) != self._number:
             return self._forward(self._home(identifier), *request)
         region = session.batch(b"memory", self._batch).region(identifier)
@@ -178,6 +198,8 @@ class Regions:
     def malloc(self, session: Session, request: list[bytes]) -> Any:
         """Here while there is room, else elsewhere; with NODE only there."""
         wish = Wish.read(request)
+        if wish.keep != PLAIN:
+            return self._kept.malloc(wish.size, wish.keep)
         pinned = self._pinned(wish.node)
         if pinned not in (0, self._number):
             return self._forward(pinned, b"VIRGO_MALLOC", *request[1:])
@@ -245,6 +267,8 @@ class Regions:
         identifier = integer(request[1], "id")
         data = request[2]
         at = _at(request, 3, "VIRGO_SET id data [AT offset]")
+        if kept.is_kept(identifier):
+            return self._kept.set(identifier, data, at)
         if node_of(identifier) != self._number:
             return self._forward_ok(identifier, request)
         batch = session.batch(b"memory", self._batch)
@@ -266,6 +290,8 @@ class Regions:
         """The value, or a part of it."""
         identifier = integer(request[1], "id")
         at = _at(request, 2, "VIRGO_GET id [AT offset [size]]") if len(request) > 2 else []
+        if kept.is_kept(identifier):
+            return self._kept.get(identifier, at)
         if node_of(identifier) != self._number:
             return self._forward(self._home(identifier), *request)
         batch = session.batch(b"memory", self._batch)
@@ -288,6 +314,8 @@ class Regions:
     def free(self, session: Session, request: list[bytes]) -> Any:
         """Give the room back."""
         identifier = integer(request[1], "id")
+        if kept.is_kept(identifier):
+            return self._kept.free(identifier)
         if node_of(identifier) != self._number:
             return self._forward_ok(identifier, request)
         batch = session.batch(b"memory", self._batch)

@@ -30,6 +30,7 @@ from virgo.memory.durable import Disk, directory_of
 from virgo.memory.entries import now_ms
 from virgo.memory.guard import Guard
 from virgo.memory.keeper import Keeper
+from virgo.memory.kept import KeptRegions
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
 from virgo.memory.mirrors import Mirrors
@@ -93,10 +94,11 @@ class MemoryModule:
         self._chunks = Chunks(self._node, self._store)
         self._spread = Spread(self._node, self._store, self._chunks)
         self._shared = shared = Shared(self._node, self._store, self._capacity())
-        self._regions = Regions(self._node, self._store, self._spread, shared)
         self._mirrors = Mirrors(self._node, self._store, self._slots)
         self._keep(self._store)
         self._keys = Keys(self._node, self._store, self._slots)
+        self._kept = KeptRegions(self._node, self._store, self._keys)
+        self._regions = Regions(self._node, self._store, self._spread, shared, self._kept)
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
         self._namespaces = Namespaces(self._node, self._store)
@@ -142,6 +144,7 @@ class MemoryModule:
         return [
             *self._regions.commands(),
             *self._keys.commands(),
+            *self._kept.commands(),
             *self._listing.commands(),
             *self._namespaces.commands(),
             *self._mirrors.commands(),
