@@ -226,7 +226,7 @@ def test_a_write_that_dies_midway_leaves_the_old_value_and_no_rest(tmp_path: Pat
                 raise NodeLost("just now")
 
         nodes.on_call = fail
-        for index in range(6):  # the old chunks of other nodes stay behind
+        for index in (0, 2, 3):  # their old chunks stay behind, of a version of which others are wanted
             await nodes[1].run("VIRGO_SET", identifier, b"%d" % index, "AT", index * CHUNK + 2)
             where = index * CHUNK + 2
             value = value[:where] + b"%d" % index + value[where + 1 :]
