@@ -19,18 +19,28 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.apart import run_apart
 from benchmarks.entries import ENTRIES
-from benchmarks.harness import ROUNDS_MIN, Broken, Contender, Entry, Figures, Missing, Result, require, run
+from benchmarks.harness import (
+    ROUNDS,
+    ROUNDS_MIN,
+    Broken,
+    Contender,
+    Entry,
+    Figures,
+    Missing,
+    Result,
+    require,
+    run,
+)
 
 RESULTS = Path(__file__).resolve().parent / "results"
-_ROUNDS = 5
 _LOAD_QUIET = 0.5  # above this much load a processor at the start, the figures are suspect
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the entries; returns the exit status."""
     options = _parser().parse_args(arguments)
-    rounds = options.rounds if options.rounds is not None else ROUNDS_MIN if options.quick else _ROUNDS
-    if rounds < ROUNDS_MIN:
+    rounds = ROUNDS_MIN if options.quick and options.rounds is None else options.rounds
+    if rounds is not None and rounds < ROUNDS_MIN:
         sys.stderr.write(f"benchmarks: --rounds {rounds} are too few; at least {ROUNDS_MIN}\n")
         return 2
     entries = [ENTRIES[name] for name in dict.fromkeys(options.entries)] or list(ENTRIES.values())
@@ -47,7 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
     document = report.document(
         results,
         failures=failures,
-        rounds=rounds,
         quick=options.quick,
         started=started.isoformat(timespec="seconds"),
         load_at_start=load,
@@ -63,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_all(
-    entries: list[Entry], console: Console, *, rounds: int, quick: bool
+    entries: list[Entry], console: Console, *, rounds: int | None, quick: bool
 ) -> tuple[list[Result], dict[str, str]]:
     """Run and show each entry; one that fails does not keep the others from running."""
 
@@ -75,7 +84,13 @@ def _run_all(
     with console.status("") as status:
         for entry in entries:
             try:
-                result = run(entry, rounds=rounds, quick=quick, run_one=run_one, progress=status.update)
+                result = run(
+                    entry,
+                    rounds=rounds if rounds is not None else entry.rounds,
+                    quick=quick,
+                    run_one=run_one,
+                    progress=status.update,
+                )
             except Broken as broken:
                 failures[entry.name] = str(broken)
                 continue
@@ -99,7 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="little work: shows that it runs, means nothing")
     parser.add_argument(
-        "--rounds", type=int, default=None, help=f"default {_ROUNDS}, with --quick {ROUNDS_MIN}"
+        "--rounds",
+        type=int,
+        default=None,
+        help=f"default {ROUNDS}, {ROUNDS_MIN} for long entries and with --quick",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"default: a new file in {RESULTS.name}/")
     return parser

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks import array, clone, memory, wire
+from benchmarks import array, clone, memory, memory_clients, memory_restart, memory_room, memory_sizes, wire
 from benchmarks.harness import Entry
 
 ENTRIES: dict[str, Entry] = {
-    entry.name: entry for entry in (wire.ENTRY, memory.ENTRY, clone.ENTRY, array.ENTRY)
+    entry.name: entry
+    for entry in (
+        wire.ENTRY,
+        memory.ENTRY,
+        memory_sizes.ENTRY,
+        memory_clients.ENTRY,
+        memory_room.ENTRY,
+        memory_restart.ENTRY,
+        clone.ENTRY,
+        array.ENTRY,
+    )
 }

@@ -5,8 +5,8 @@ and comparisons with their goals. `run` measures the contenders in rounds, one a
 peer, ours, peer, ...), each started afresh and stopped before the next begins, so that drift of the
 machine falls on all alike and nobody's idle servers burden the others. `compare` is pure.
 
-A ratio is always "how many times faster is ours": ours/peer for rates, peer/ours for times. It is taken
-of the medians over the rounds; its spread is that of the ratios within single rounds.
+A ratio is always "how many times faster is ours", or smaller: ours/peer for rates, peer/ours for times and
+bytes. It is taken of the medians over the rounds; its spread is that of the ratios within single rounds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
+ROUNDS = 5  # usually
 ROUNDS_MIN = 3  # fewer give no median worth the name
 
 Figures = dict[str, float]
@@ -115,13 +116,18 @@ class Hosted(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What a figure means. `unit` is "s" (a time: less is better) or "1/s" (a rate: more is better)."""
+    """What a figure means.
+
+    Attributes:
+        name: unique in the entry.
+        unit: "s" (a time) or "B" (memory), of which less is better; or "1/s" (a rate): more is better.
+    """
 
     name: str
     unit: str
 
     def ratio(self, ours: float, peer: float) -> float:
-        """How many times faster ours is."""
+        """How many times faster, or smaller, ours is."""
         faster, slower = (ours, peer) if self.unit == "1/s" else (peer, ours)
         return faster / slower if slower else math.inf
 
@@ -146,6 +152,8 @@ class Entry:
         measures: all that its contenders measure.
         comparisons: in the order of the table.
         contenders: makes them; the argument says whether they are to be quick.
+        rounds: how many, unless the command line says otherwise; fewer than usual where one takes long.
+        time_s_max: the longest that one contender may take.
     """
 
     name: str
@@ -153,6 +161,8 @@ class Entry:
     measures: tuple[Measure, ...]
     comparisons: tuple[Comparison, ...]
     contenders: Callable[[bool], Sequence[Contender]]
+    rounds: int = ROUNDS
+    time_s_max: float = 600.0
 
     def measure(self, name: str) -> Measure:
         """The measure of that name."""
@@ -200,6 +210,11 @@ class Result:
 
     entry: Entry
     figures: Mapping[str, Mapping[str, Sequence[float]]]
+
+    @property
+    def rounds(self) -> int:
+        """How many there were."""
+        return max(len(values) for taken in self.figures.values() for values in taken.values())
 
     def spread(self, contender: str, measure: str) -> Spread | None:
         """The spread of a contender's figures, None if it does not take this measure."""
@@ -262,7 +277,10 @@ def _check(entry: Entry, contender: Contender, taken: Figures) -> None:
         odd = sorted((wanted - taken.keys()) | (taken.keys() - known))
         raise Broken(f"{entry.name}: {contender.name} measured other things than wanted: {', '.join(odd)}")
     for name, figure in taken.items():
-        if not (math.isfinite(figure) and figure > 0):
+        least = (
+            0.0 if entry.measure(name).unit == "B" else math.ulp(0.0)
+        )  # nothing may be held, none is timed
+        if not (math.isfinite(figure) and figure >= least):
             raise Broken(f"{entry.name}: {contender.name} gave {figure} for {name}")
 
 

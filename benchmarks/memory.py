@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import servers
+from benchmarks import keepers, servers
 from benchmarks.harness import Comparison, Contender, Entry, Figures, Hosted, Measure
 from benchmarks.timing import one_at_a_time
 
@@ -29,6 +29,10 @@ class Keeper(Hosted):
     @abstractmethod
     def start(self) -> None:
         """Start the server; set `get` and `set`."""
+
+    def use(self, values: keepers.Values) -> None:
+        """Take both from a client."""
+        self.get, self.set = values.get, values.set
 
     def measure(self) -> Figures:
         figures: Figures = {}
@@ -58,13 +62,8 @@ class OurMapped(Keeper):
     promises = "mapped file, one copy out, no daemon; a set outlasts node and client, not a power loss"
 
     def start(self) -> None:
-        import virgo
-
         place = self.running.enter_context(servers.virgo_cloud())
-        memory = self.running.enter_context(virgo.connect(home=place.home, embedded=False)).memory
-        if not memory.mapped:
-            raise RuntimeError("the node's store was not mapped")
-        self.get, self.set = memory.get, memory.set
+        self.use(keepers.virgo_mapped(self.running, place.home))
 
 
 class OurWire(Keeper):
@@ -74,14 +73,8 @@ class OurWire(Keeper):
     promises = "TCP, token, deadline on each call; outlasts the node's process, not a power loss"
 
     def start(self) -> None:
-        import virgo
-        from virgo.memory.client import MemoryClient
-
         place = self.running.enter_context(servers.virgo_cloud())
-        target = f"127.0.0.1:{place.memory_port}"
-        cloud = self.running.enter_context(virgo.connect(target, token=place.token, home=place.home))
-        memory = MemoryClient(cloud.client, mapped=False)
-        self.get, self.set = memory.get, memory.set
+        self.use(keepers.virgo_tcp(self.running, place))
 
 
 class Redis(Keeper):
@@ -89,14 +82,11 @@ class Redis(Keeper):
 
     name = "redis-py"
     promises = "TCP; no persistence: gone with the process"
-    needs = (servers.REDIS, servers.module("redis"), servers.module("hiredis"))
+    needs = keepers.REDIS_NEEDS
 
     def start(self) -> None:
-        import redis
-
         port = self.running.enter_context(servers.redis_server())
-        client = self.running.enter_context(redis.Redis(port=port))
-        self.get, self.set = client.get, client.set
+        self.use(keepers.redis_py(self.running, port))
 
 
 class Memcached(Keeper):
@@ -104,15 +94,11 @@ class Memcached(Keeper):
 
     name = "pymemcache"
     promises = "TCP; volatile cache, may evict; set waits for its answer"
-    needs = (servers.MEMCACHED, servers.module("pymemcache"))
+    needs = keepers.MEMCACHED_NEEDS
 
     def start(self) -> None:
-        from pymemcache.client.base import Client
-
         port = self.running.enter_context(servers.memcached())
-        client = Client(("127.0.0.1", port), default_noreply=False, no_delay=True)
-        self.running.callback(client.close)
-        self.get, self.set = client.get, client.set
+        self.use(keepers.pymemcache(self.running, port))
 
 
 class Lmdb(Keeper):

@@ -14,8 +14,8 @@ _OBJECT_STORE_BYTES = 1024**3
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[Any]:
-    """Ray on two processors, with an object store of 1 GiB, no dashboard, nothing reported anywhere."""
+def ray_session(object_store_bytes: int = _OBJECT_STORE_BYTES) -> Iterator[Any]:
+    """Ray on two processors, no dashboard, nothing reported anywhere; an object store of 1 GiB by default."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
@@ -24,7 +24,7 @@ def ray_session() -> Iterator[Any]:
             num_cpus=WORKERS,
             include_dashboard=False,
             log_to_driver=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes,
             _temp_dir=directory,
         )
         try:

@@ -16,15 +16,22 @@ from rich.text import Text
 
 from benchmarks.harness import Result, Spread, Verdict, compare
 
-FORMAT = 1  # of the JSON; a change of meaning raises it
+FORMAT = 2  # of the JSON; a change of meaning raises it
 _PACKAGES = ("virgo-os", "ray", "distributed", "pymemcache", "redis", "hiredis", "numpy", "lmdb", "uvloop")
 _PROGRAMS = {"redis-server": ["redis-server", "--version"], "memcached": ["memcached", "--version"]}
 
 
 def figure(value: float, unit: str) -> str:
-    """A figure with three significant digits: `12.3 µs`, `45,600/s`."""
+    """A figure with three significant digits: `12.3 µs`, `45,600/s`, `1.21 GiB`."""
     if unit == "1/s":
         return f"{value:,.0f}/s" if value >= 100 else f"{value:.3g}/s"
+    if unit == "B":
+        for scale, name in ((1024.0**3, "GiB"), (1024.0**2, "MiB"), (1024.0, "KiB")):
+            if value >= scale:
+                return (
+                    f"{value / scale:.3g} {name}" if value / scale < 999.5 else f"{value / scale:.0f} {name}"
+                )
+        return f"{value:.3g} B" if value < 999.5 else f"{value:.0f} B"
     for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if value >= scale:
             return f"{value / scale:.3g} {name}" if value / scale < 999.5 else f"{value / scale:.0f} {name}"
@@ -38,7 +45,9 @@ def spread(value: Spread, unit: str) -> str:
 
 
 def factor(value: float) -> str:
-    """A ratio: `0.93x`, `12x`."""
+    """A ratio: `0.93x`, `12x`, `0.0021x`."""
+    if value < 0.1:
+        return f"{value:.2g}x"
     return f"{value:.2f}x" if value < 10 else f"{value:,.0f}x"
 
 
@@ -72,7 +81,7 @@ def _raw(result: Result) -> Table:
 
 
 def _ratios(result: Result, *, quick: bool) -> Table:
-    title = "ratios: how many times faster is ours (least - greatest of a round)"
+    title = "ratios: how many times faster, or smaller, is ours (least - greatest of a round)"
     table = Table("measure", "ours", "peer", "ratio", "goal", "verdict", title=title, title_justify="left")
     for verdict in compare(result):
         least, greatest = factor(verdict.ratio.least), factor(verdict.ratio.greatest)
@@ -101,7 +110,6 @@ def document(
     results: Sequence[Result],
     *,
     failures: Mapping[str, str],
-    rounds: int,
     quick: bool,
     started: str,
     load_at_start: float,
@@ -111,7 +119,6 @@ def document(
         "format": FORMAT,
         "started": started,
         "quick": quick,
-        "rounds": rounds,
         "machine": {**machine(), "load_1min_at_start": round(load_at_start, 2)},
         "versions": versions(),
         "failures": dict(failures),
@@ -124,6 +131,7 @@ def _entry(result: Result, *, quick: bool) -> dict[str, Any]:
     return {
         "name": entry.name,
         "title": entry.title,
+        "rounds": result.rounds,
         "promises": {one.name: one.promises for one in entry.contenders(True)},
         "units": {measure.name: measure.unit for measure in entry.measures},
         "figures": {name: dict(taken) for name, taken in result.figures.items()},

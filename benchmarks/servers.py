@@ -8,15 +8,21 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.harness import Need
+
+if TYPE_CHECKING:
+    from virgo.kernel.process import ProcessMark
+    from virgo.node.supervisor import UpOptions
 
 REDIS = Need("program", "redis-server", "Debian package redis-server")
 REDIS_BENCHMARK = Need("program", "redis-benchmark", "Debian package redis-tools")
@@ -39,68 +45,149 @@ def free_port() -> int:
         return port
 
 
+class Server:
+    """A server process that may be ended, and started anew with the same command.
+
+    Args:
+        command: what runs in the foreground.
+        port: where it listens.
+    """
+
+    def __init__(self, command: Sequence[str], port: int) -> None:
+        self.command = command
+        self.port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Server {self.command[0]} at {self.port}, pid {self.pid}>"
+
+    def __enter__(self) -> Server:
+        self.start()
+        self.await_port()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    @property
+    def pid(self) -> int:
+        """Of the running process, 0 if there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    def start(self) -> None:
+        """Start it, without waiting for anything."""
+        self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def await_port(self) -> None:
+        """Wait until it listens."""
+        assert self._process is not None
+        deadline = time.monotonic() + _START_S
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(
+                    f"{self.command!r} ended at its start with status {self._process.returncode}"
+                )
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.command!r} does not listen after {_START_S:g} s")
+            time.sleep(0.02)
+
+    def end(self, number: signal.Signals = signal.SIGTERM, *, time_s: float = _STOP_S) -> None:
+        """Send a signal, and wait for the end; SIGKILL if it does not come."""
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        try:
+            self._process.wait(time_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise RuntimeError(f"{self.command!r} did not end within {time_s:g} s") from None
+        finally:
+            self._process = None
+
+
+def redis(directory: str, *options: str) -> Server:
+    """A redis-server that keeps its files in `directory`; by default without persistence."""
+    port = free_port()
+    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", directory]
+    command += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
+    return Server([*command, *options], port)
+
+
+def memcached_of(megabytes: int, *options: str) -> Server:
+    """A memcached with so much room."""
+    port = free_port()
+    command = ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-m", str(megabytes)]
+    if os.geteuid() == 0:
+        command += ["-u", "root"]  # it does not run as root unless told so
+    return Server([*command, *options], port)
+
+
 @contextlib.contextmanager
 def redis_server() -> Iterator[int]:
     """A fresh redis-server without persistence; gives its port."""
-    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
-        port = free_port()
-        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", directory]
-        command += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
-        with _running(command, port):
-            yield port
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory, redis(directory) as server:
+        yield server.port
 
 
 @contextlib.contextmanager
-def memcached() -> Iterator[int]:
-    """A fresh memcached with 256 MB; gives its port."""
-    port = free_port()
-    command = ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-m", "256"]
-    if os.geteuid() == 0:
-        command += ["-u", "root"]  # it does not run as root unless told so
-    with _running(command, port):
-        yield port
-
-
-@contextlib.contextmanager
-def _running(command: list[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        _await_port(process, port)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + _START_S
-    while True:
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args!r} ended at its start with status {process.returncode}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args!r} does not listen after {_START_S:g} s")
-        time.sleep(0.02)
+def memcached(megabytes: int = 256, *options: str) -> Iterator[int]:
+    """A fresh memcached; gives its port."""
+    with memcached_of(megabytes, *options) as server:
+        yield server.port
 
 
 @dataclass(frozen=True, slots=True)
 class Virgo:
-    """A cloud of one node.
+    """A cloud of one node, `n1`.
 
     Attributes:
         home: its VIRGO_HOME.
         memory_port: TCP port of its memory module.
-        token: for TCP.
+        options: how it is started.
     """
 
     home: Path
     memory_port: int
-    token: str
+    options: UpOptions
+
+    @property
+    def token(self) -> str:
+        """For TCP."""
+        return (self.home / "token").read_text().strip()
+
+    def start(self) -> None:
+        """As `virgo up --detach`: returns when it serves."""
+        from virgo.node import control
+
+        control.start_detached(self.home, self.options)
+
+    def stop(self) -> None:
+        """As `virgo down`; nothing if it is not up."""
+        from virgo.errors import NotRunning
+        from virgo.node import control
+
+        with contextlib.suppress(NotRunning):
+            control.stop(self.home)
+
+    def supervisor(self) -> ProcessMark:
+        """The process that all others descend from."""
+        return self._mark("up")
+
+    def node(self) -> ProcessMark:
+        """The node's process."""
+        return self._mark("n1")
+
+    def _mark(self, name: str) -> ProcessMark:
+        from virgo.home import read_record, record_path
+        from virgo.kernel.process import ProcessMark
+
+        record = read_record(record_path(self.home, name))
+        if record is None:
+            raise RuntimeError(f"{name} does not run under {self.home}")
+        return ProcessMark.from_json(record["process"])
 
 
 @contextlib.contextmanager
@@ -109,14 +196,12 @@ def virgo_cloud() -> Iterator[Virgo]:
 
     It is told that this process owns it, so it ends even if this process is killed.
     """
-    from virgo.errors import NotRunning
     from virgo.kernel.process import ProcessMark
     from virgo.members import PORTS
-    from virgo.node import control
     from virgo.node.supervisor import UpOptions
 
     with tempfile.TemporaryDirectory(prefix="home-") as directory:
-        home, offset = Path(directory), _free_offset()
+        offset = _free_offset()
         options = UpOptions(
             nodes=["n1"],
             owner=ProcessMark.of(os.getpid()).to_json(),
@@ -126,13 +211,12 @@ def virgo_cloud() -> Iterator[Virgo]:
                 "VIRGO_CPU_WORKERS": str(WORKERS),
             },
         )
+        cloud = Virgo(Path(directory), PORTS["memory"] + offset, options)
         try:
-            control.start_detached(home, options)
-            token = (home / "token").read_text().strip()
-            yield Virgo(home, PORTS["memory"] + offset, token)
+            cloud.start()
+            yield cloud
         finally:
-            with contextlib.suppress(NotRunning):
-                control.stop(home)
+            cloud.stop()
 
 
 def _free_offset() -> int:

@@ -42,23 +42,29 @@ def one_at_a_time(call: Callable[[], object], *, time_s: float) -> Sequential:
     The rate comes from a loop that reads no clock between calls, since a clock read (about 50 ns) is not
     small beside a read of mapped memory. A tenth of the time goes before as warm-up.
     """
-    _calls_until(call, time_s / 10)
+    calls_until(call, time_s / 10)
+    with undisturbed():
+        ordered = samples_ns(call, time_s / 2)
+        count, taken_s = calls_until(call, time_s / 2)
+    return Sequential(quantile(ordered, 0.5) / 1e9, quantile(ordered, 0.99) / 1e9, count / taken_s)
+
+
+def samples_ns(call: Callable[[], object], time_s: float) -> list[int]:
+    """How long each call takes, in order of length, for about `time_s` or for as many as are kept."""
     samples: list[int] = []
     clock = time.perf_counter_ns
-    with undisturbed():
-        end = clock() + int(time_s / 2 * 1e9)
-        after = 0
-        while after < end and len(samples) < _SAMPLES_MAX:
-            before = clock()
-            call()
-            after = clock()
-            samples.append(after - before)
-        count, taken_s = _calls_until(call, time_s / 2)
+    end = clock() + int(time_s * 1e9)
+    after = 0
+    while after < end and len(samples) < _SAMPLES_MAX:
+        before = clock()
+        call()
+        after = clock()
+        samples.append(after - before)
     samples.sort()
-    return Sequential(quantile(samples, 0.5) / 1e9, quantile(samples, 0.99) / 1e9, count / taken_s)
+    return samples
 
 
-def _calls_until(call: Callable[[], object], time_s: float) -> tuple[int, float]:
+def calls_until(call: Callable[[], object], time_s: float) -> tuple[int, float]:
     """Call in growing batches until the time is over; how many calls, and in how many seconds."""
     count, batch = 0, 1
     start = time.perf_counter()

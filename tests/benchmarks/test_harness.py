@@ -7,6 +7,8 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -106,6 +108,31 @@ def test_ratio_is_how_many_times_faster_ours_is() -> None:
     assert rate.ratio.median == pytest.approx(5.0)
     assert latency.ours_figures == Spread(1e-3, 1e-3, 9.0)
     assert rate.peer_figures == Spread(100, 100, 100)
+
+
+def test_of_bytes_less_is_better_and_none_is_a_figure() -> None:
+    """For memory the ratio is peer/ours; to hold nothing is possible, to take no time is not."""
+    held = Measure("held", "B")
+    assert held.ratio(50.0, 200.0) == 4.0
+    entry = Entry("fake", "a question", (held,), (), lambda _: (Fake("ours"),))
+    result = run(entry, rounds=3, quick=True, run_one=lambda *_: {"held": 0.0})
+    assert result.spread("ours", "held") == Spread(0.0, 0.0, 0.0)
+    with pytest.raises(Broken, match="ours"):
+        run(entry, rounds=3, quick=True, run_one=lambda *_: {"held": -1.0})
+
+
+def test_a_long_entry_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An entry says how many rounds it makes; the command line decides for all."""
+    figures = {"latency": 1.0, "rate": 1.0}
+    monkeypatch.setattr(command, "run_apart", lambda *_, **__: figures)
+    entry = replace(entry_of(Fake("ours"), Fake("peer")), rounds=4)
+    monkeypatch.setitem(ENTRIES, "clone", entry)
+    made = []
+    for number, options in enumerate([[], ["--rounds", "6"], ["--quick"]]):
+        file = tmp_path / str(number)
+        assert command.main(["clone", "--json", str(file), *options]) == 0
+        made.append(json.loads(file.read_text())["entries"][0]["rounds"])
+    assert made == [4, 6, 3]
 
 
 def test_spread_of_the_ratio_is_that_of_single_rounds() -> None:
@@ -211,12 +238,13 @@ def test_table_and_json_say_the_same() -> None:
     shown = output.getvalue()
     for expected in ("100 µs", "250 µs", "9,000/s", "2.50x", "3.00x", "2.60x", "not met", "nothing"):
         assert expected in shown
-    options = {"failures": {}, "rounds": 3, "started": "now", "load_at_start": 0.1}
+    options = {"failures": {}, "started": "now", "load_at_start": 0.1}
     plain = json.loads(json.dumps(report.document([result], quick=False, **options)))
     ratios = plain["entries"][0]["ratios"]
     assert [one["verdict"] for one in ratios] == ["not met", "met"]
     assert [one["ratio"] for one in ratios] == pytest.approx([2.5, 3.0])
     assert plain["entries"][0]["figures"]["ours"]["rate"] == [9000] * 3
+    assert plain["entries"][0]["rounds"] == 3
     quick = report.document([result], quick=True, **options)
     assert {one["verdict"] for one in quick["entries"][0]["ratios"]} == {""}
     assert report.summary([result]) == "1 of 2 goals met"
@@ -231,6 +259,12 @@ def test_table_and_json_say_the_same() -> None:
         (7e-7, "s", "700 ns"),
         (123456.7, "1/s", "123,457/s"),
         (3.14159, "1/s", "3.14/s"),
+        (99.9, "B", "99.9 B"),
+        (0, "B", "0 B"),
+        (1000, "B", "1000 B"),
+        (1234, "B", "1.21 KiB"),
+        (300 * 1024**2, "B", "300 MiB"),
+        (3 * 1024**3 / 2, "B", "1.5 GiB"),
     ],
 )
 def test_figures_in_words(value: float, unit: str, words: str) -> None:

@@ -64,8 +64,9 @@ class AsyncMemoryClient(AsyncKeyMapping):
         durable: bool = False,
     ) -> AsyncRegion:
         """Allocate a region; see `MemoryClient.malloc`."""
-        call = regioncalls.malloc_kept(size, node, checked(copies, durable), shared=shared)
-        identifier = await self._reach.run(call)
+        identifier = await self._reach.run(
+            regioncalls.malloc_kept(size, node, checked(copies, durable), shared=shared)
+        )
         if shared:
             await self.segment(identifier)
         return AsyncRegion(self, identifier, size)

@@ -9,19 +9,17 @@ error, and reads go on from what was there before.
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import lmdb
 
 from virgo.errors import NotRunning, PoolFull, VirgoError
-from virgo.limits import MEMORY_SLOTS_ALL
-from virgo.memory import keyspace, spaces
-from virgo.memory.core import Region
+from virgo.memory import keyspace
 from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import NOWHERE, Entry
-from virgo.memory.spaces import Space
+from virgo.memory.snapshot import FLUSHED, Snapshot
 from virgo.memory.tables import STATE
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ _KEY_OVERHEAD_BYTES = 16  # LMDB's own, per entry of a page
 _SHARING_BYTES_MAX = 1024  # records that share their page with others, for sure
 _MEASURE_AFTER_BYTES = 256 * 1024
 _VERSION_BITS = 20  # changes of one transaction that get versions of their own
-_FLUSHED = b"*"  # in `gone`: when all keys were forgotten
 _NOTHING, _TRUE = (None,), (True,)
 _pack_id = _U64.pack
 
@@ -41,7 +38,7 @@ class Interrupted(VirgoError):
     """The batch was given up by who came in between, and has to be begun anew; see `Batch.interrupt`."""
 
 
-class Batch:
+class Batch(Snapshot):
     """See the module. Ids are those of regions; stored keys are `keyspace.stored_key`."""
 
     __slots__ = (
@@ -51,24 +48,19 @@ class Batch:
         "_id",
         "_room",
         "_sorts",
-        "_state",
-        "_tables",
-        "_txn",
         "_version",
         "_writing",
         "interrupted",
     )
 
     def __init__(self, tables: Tables) -> None:
-        self._tables = tables
-        self._txn: Any = None
+        super().__init__(tables)
         self._writing = False
         self._failure: VirgoError | None = None
         self._held: list[Any] = []  # the transaction that writes; see `_write`
         self.interrupted = False
         self._room = 0
         self._grown = 0  # by keys, not counting what they replace
-        self._state = tables.state
         self._sorts = False  # whether some keys have a generation
         self._id = 0  # of the transaction that writes
         self._version = 0  # the last one given
@@ -78,12 +70,6 @@ class Batch:
         return f"<Batch {kind}>"
 
     # --- life ---------------------------------------------------------------------------------
-
-    def _read(self) -> Any:
-        txn = self._txn
-        if txn is None:
-            txn = self._txn = self._tables.env.begin()
-        return txn
 
     def _write(self) -> Any:
         if self._writing:
@@ -201,17 +187,7 @@ class Batch:
         except lmdb.Error as error:
             raise self._fail(error) from error
 
-    def _keys_from(self, database: Any, key: bytes) -> Iterator[bytes]:
-        cursor = self._read().cursor(database)
-        if cursor.set_range(key):
-            yield from cursor.iternext(keys=True, values=False)
-
     # --- values of plain regions ---------------------------------------------------------------
-
-    def data(self, identifier: int) -> bytes | None:
-        """The value of a plain region, None if there is none (unknown, never set, or spread)."""
-        found: bytes | None = self._read().get(_pack_id(identifier), None, self._tables.data)
-        return found
 
     def put_data(self, identifier: int, value: bytes) -> None:
         """Set the value of a plain region."""
@@ -229,14 +205,6 @@ class Batch:
     def count_use(self, stored: bytes) -> None:
         """Take note that a key was used that may be evicted."""
         self._tables.sketch.use(stored)
-
-    def key(self, stored: bytes) -> bytes | None:
-        """A key's record, past its time or not."""
-        txn = self._txn
-        if txn is None:
-            txn = self._txn = self._tables.env.begin()
-        found: bytes | None = txn.get(stored, None, self._tables.keys)
-        return found
 
     def put_plain(self, stored: bytes, value: bytes) -> None:
         """Keep a value that does not expire. Raises PoolFull."""
@@ -326,30 +294,6 @@ class Batch:
         """A key was changed that is kept elsewhere too; only the owner may."""
         raise NotRunning(f"{stored[2:42]!r} is kept more than once", hint="Its node changes it.")
 
-    def space(self, name: bytes) -> Space | None:
-        """The namespace of that name."""
-        record = self._read().get(name, None, self._tables.spaces) if name else None
-        return None if record is None else Space.decode(record)
-
-    def counts(self, stored: bytes, entry: Entry) -> bool:
-        """Whether a key is there that has a generation."""
-        if entry.generation <= 0:
-            return True
-        space = self.space(spaces.name_of(stored))
-        return space is None or space.counts(entry.generation)
-
-    def generation(self, stored: bytes) -> int:
-        """What is kept with a key that is set now."""
-        space = self.space(spaces.name_of(stored))
-        if space is not None:
-            return space.generation
-        return 0 if self._state.evicts else NOWHERE
-
-    def claim(self, stored: bytes) -> bytes | None:
-        """The record of a claim to fill a key."""
-        found: bytes | None = self._read().get(stored, None, self._tables.claims)
-        return found
-
     def put_claim(self, stored: bytes, record: bytes) -> None:
         """Keep a claim."""
         self._put(self._tables.claims, stored, record)
@@ -357,64 +301,6 @@ class Batch:
     def drop_claim(self, stored: bytes) -> None:
         """Forget the claim on a key, if there is one."""
         self._delete(self._tables.claims, stored)
-
-    def region(self, identifier: int) -> Region | None:
-        """The region, None if it is unknown."""
-        record = self._read().get(_pack_id(identifier), None, self._tables.regions)
-        return None if record is None else Region.decode(record)
-
-    def gone(self, stored: bytes) -> int:
-        """The version as of which a key of the slot, or all keys, were last forgotten here; 0 for never."""
-        get, database = self._read().get, self._tables.gone
-        found = (get(stored[:2], None, database), get(_FLUSHED, None, database))
-        return max(_U64.unpack(version)[0] if version else 0 for version in found)
-
-    def key_from(self, position: bytes) -> bytes | None:
-        """The first stored key from there on."""
-        cursor = self._read().cursor(self._tables.keys)
-        return cursor.key() if cursor.set_range(position) else None
-
-    def with_prefix(self, prefix: bytes, slot: int = 0) -> Iterator[bytes]:
-        """Stored keys from `slot` on that begin with the prefix. Others are leapt over, not looked at."""
-        cursor = self._read().cursor(self._tables.keys)
-        position = keyspace.SLOT_PREFIXES[slot] + prefix
-        while cursor.set_range(position):
-            stored: bytes = cursor.key()
-            here = stored[:2] + prefix
-            while stored.startswith(here):
-                yield stored
-                if not cursor.next():
-                    return
-                stored = cursor.key()
-            position = stored[:2] + prefix
-            if stored >= position and not stored.startswith(position):
-                slot = (stored[0] << 8 | stored[1]) + 1
-                if slot >= MEMORY_SLOTS_ALL:
-                    return
-                position = keyspace.SLOT_PREFIXES[slot] + prefix
-
-    def scan(
-        self, slot: int, count: int, matches: Callable[[bytes], object] | None, prefix: bytes = b""
-    ) -> tuple[int, list[bytes]]:
-        """Keys of whole slots from `slot` on, until there are `count`; and the slot to go on from.
-
-        Expired keys that have not been removed yet are among them, as in Redis.
-        """
-        found: list[bytes] = []
-        current = slot
-        for seen, stored in enumerate(self.with_prefix(prefix, slot)):
-            here = stored[0] << 8 | stored[1]
-            if here != current:
-                if seen >= count:
-                    return here, found
-                current = here
-            if matches is None or matches(stored[2:]):
-                found.append(stored[2:])
-        return MEMORY_SLOTS_ALL, found
-
-    def count_keys(self) -> int:
-        """How many keys there are, those included that are past their time but not yet removed."""
-        return int(self._read().stat(self._tables.keys)["entries"])
 
     def flush_keys(self) -> None:
         """Forget all keys."""
@@ -424,7 +310,7 @@ class Batch:
             txn.drop(self._tables.due, delete=False)
             txn.drop(self._tables.claims, delete=False)
             self._version += 1
-            txn.put(_FLUSHED, _U64.pack(self._version), db=self._tables.gone)
+            txn.put(FLUSHED, _U64.pack(self._version), db=self._tables.gone)
         except lmdb.Error as error:
             raise self._fail(error) from error
 

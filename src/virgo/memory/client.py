@@ -81,8 +81,11 @@ class MemoryClient(KeyMapping):
             BadArgument, TooLarge: not 1 byte to 1 GiB, if shared to 1 TiB, if kept so to 256 MiB.
             PoolFull: no room. DiskFull: none where shared regions lie. NoNode: no such node is up.
         """
-        call = regioncalls.malloc_kept(size, node, checked(copies, durable), shared=shared)
-        region = Region(self, self._reach.run(call), size)
+        region = Region(
+            self,
+            self._reach.run(regioncalls.malloc_kept(size, node, checked(copies, durable), shared=shared)),
+            size,
+        )
         if shared:
             self.segment(region.id)
         return region
