@@ -5,12 +5,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test bench setup lint packages clean
+.PHONY: help demo test bench peers setup lint packages clean
 
 help:
 	@echo "make demo    set up, then a tour: three nodes share processors, memory and files"
 	@echo "make test    set up, then every check and test"
 	@echo "make bench   set up, then the benchmarks against their peers"
+	@echo "make peers   set up, then memcached's own test suites against a node"
 	@echo "make setup   a virtual environment in $(VENV) with VIRGO in it"
 
 setup: $(STAMP)
@@ -28,7 +29,7 @@ demo: setup
 
 # The tests drive real peers; a missing one is an error where CI=true, and installed where we are root.
 packages:
-	@sh scripts/packages.sh redis-server redis-tools telnet gcc iproute2
+	@sh scripts/packages.sh redis-server redis-tools memcached telnet gcc iproute2
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -41,6 +42,11 @@ test: setup packages lint
 bench: setup
 	@sh scripts/packages.sh redis-server redis-tools memcached
 	sh benchmarks/run.sh
+
+# Their sources are fetched: they are no part of this repository. scripts/peers/expected.toml says what may fail.
+peers: setup
+	@sh scripts/packages.sh dpkg-dev gcc libc6-dev perl
+	$(BIN)/python scripts/peers/suites.py
 
 clean:
 	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ from virgo.cloud import Cloud, connect
 from virgo.errors import NotRunning
 from virgo.home import socket_path
 from virgo.members import PORTS
+from virgo.memory.memcached.place import PORT as MEMCACHED_PORT
 from virgo.node import control
 
 # How long an example takes says more of the machine's other work than of ours. What is checked before a
@@ -92,7 +93,7 @@ class RunningCloud:
 def free_offset() -> int:
     """A port offset at which ten nodes find all their ports free."""
     for offset in _offsets:
-        wanted = [port + offset + index for port in PORTS.values() for index in range(6)]
+        wanted = [port + offset + index for port in (*PORTS.values(), MEMCACHED_PORT) for index in range(6)]
         if max(wanted) > 65535:
             break
         if all(_free(port) for port in wanted):
@@ -153,7 +154,7 @@ def cloud3() -> Iterator[RunningCloud]:
     with tempfile.TemporaryDirectory(prefix="virgo-") as directory:
         home = Path(directory)
         try:
-            yield start_cloud(home, 3)
+            yield start_cloud(home, 3, environment={"VIRGO_MEMORY_MEMCACHED": f"127.0.0.1:{MEMCACHED_PORT}"})
         finally:
             stop_cloud(home)
 

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from virgo.errors import BadConfig
-from virgo.limits import CALL_TIMEOUT_MS_MAX, PORT_OFFSET_MAX, WORKERS_MAX, GiB
+from virgo.limits import CALL_TIMEOUT_MS_MAX, MEMORY_VALUE_BYTES_MAX, PORT_OFFSET_MAX, WORKERS_MAX, GiB
 
 
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,11 +47,18 @@ class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         capacity_bytes: 0 means half of the machine's memory, shared by its nodes.
         evict: whether a full pool forgets the least used keys, also those that are in no cache.
         shared_directory: where shared regions lie; "" for /dev/shm if it is large enough, else with the node.
+        memcached: where memcached's protocol is spoken: `HOST:PORT` or `unix:/path`, in which `{node}` is
+            the node's name; "" for nowhere.
+        memcached_roles: what everybody on this machine may do there by TCP without a login.
+        memcached_item_bytes: the largest item that is taken there, its key and head included.
     """
 
     capacity_bytes: int = 0
     evict: bool = False
     shared_directory: str = ""
+    memcached: str = ""
+    memcached_roles: list[str] = []
+    memcached_item_bytes: int = 1024 * 1024
 
 
 class CpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -159,6 +166,7 @@ class Range(NamedTuple):
 RANGES: Final[Mapping[tuple[str, str], Range]] = {
     ("node", "port_offset"): Range(0, PORT_OFFSET_MAX),
     ("memory", "capacity_bytes"): Range(MEMORY_CAPACITY_BYTES_MIN, MEMORY_CAPACITY_BYTES_MAX, or_zero=True),
+    ("memory", "memcached_item_bytes"): Range(1024, MEMORY_VALUE_BYTES_MAX),
     ("cpu", "workers"): Range(0, WORKERS_MAX),
     ("cpu", "program_time_s"): Range(0.001, CALL_TIMEOUT_MS_MAX // 1000),
     ("engine", "port"): Range(0, 65_535),

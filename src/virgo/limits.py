@@ -225,6 +225,12 @@ MEMORY_GROUND_STEP_BYTES: Final = 8 * MiB
 MEMORY_GROUND_SPARE_BYTES: Final = 4 * MiB
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.
 MEMORY_SCAN_KEYS_MAX: Final = 100_000
+# A line of memcached's protocol, which is a command, a key and some numbers or flags ...
+MEMCACHED_LINE_BYTES_MAX: Final = 2 * KiB
+# ... but a get names as many keys as its client likes: 30,000 of the longest.
+MEMCACHED_GET_BYTES_MAX: Final = 8 * MiB
+# Items whose last use by memcached's protocol is remembered, some 250 bytes each.
+MEMCACHED_USES_MAX: Final = 65_536
 
 # --- processors -----------------------------------------------------------------------------
 # Calls waiting on one node for a worker; past it callers are told that it is busy.

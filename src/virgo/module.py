@@ -24,11 +24,13 @@ class NodeServices(Protocol):
     Attributes:
         name: the node's name.
         number: its number, the top bits of the ids it gives.
+        index: its place among the nodes of a local cloud, 1 for the first: each takes the next port.
         directory: its state directory; a module keeps its files below `directory / module.name`.
     """
 
     name: str
     number: int
+    index: int
     directory: Path
     config: Config
     engine: Engine

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virgo.members import PORTS
+from virgo.memory.memcached.place import PORT as MEMCACHED_PORT
 
 _FENCE = re.compile(r"^```(\w*)[ ]*(.*)$")
 _PORT = re.compile(r"((?:-p|localhost|127\.0\.0\.1)[ :])(\d{5})\b")
@@ -132,7 +133,7 @@ def _run_telnet(block: Block, around: Surroundings) -> None:
 
 def shift(text: str, around: Surroundings) -> str:
     """The text with VIRGO's ports as they are in this cloud."""
-    first = set(PORTS.values())
+    first = {*PORTS.values(), MEMCACHED_PORT}
 
     def shifted(match: re.Match[str]) -> str:
         port = int(match[2])

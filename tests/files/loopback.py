@@ -68,6 +68,7 @@ class Node:
     def __init__(self, cloud: Cloud, number: int, directory: Path, config: Config) -> None:
         self.cloud = cloud
         self.name, self.number, self.directory, self.config = f"n{number}", number, directory, config
+        self.index = number
         self.engine: Any = SimpleNamespace(registers=cloud.registers)
         self.up = True
         self.free_bytes = 1 << 40

@@ -86,7 +86,7 @@ class PoolNode:
     def __init__(self, pools: Pools, number: int, directory: Path, memory: MemoryConfig) -> None:
         self.pools = pools
         self.name = f"n{number}"
-        self.number = number
+        self.number = self.index = number
         self.directory = directory
         self.config = Config(home=directory, memory=memory)
         self.engine = SimpleNamespace(registers=pools.registers)

@@ -10,7 +10,7 @@ from typing import Any
 
 from virgo.memory.batch import Batch
 from virgo.memory.entries import TIME_MAX, UNITS_MS, live, now_ms, number, put_until, refuse
-from virgo.memory.keyspace import Entry, stored_key
+from virgo.memory.keyspace import stored_key
 
 EXPIRE_USAGE = "key time [NX|XX|GT|LT]"
 _EXPIRE_OPTIONS = {b"NX", b"XX", b"GT", b"LT"}
@@ -84,5 +84,5 @@ def persist(batch: Batch, request: list[bytes]) -> int:
     found = live(batch, stored)
     if found is None or not found.expires_ms:
         return 0
-    batch.put_entry(stored, Entry(found.value, mark=found.mark))
+    batch.put_entry(stored, found._replace(expires_ms=0, sliding_ms=0))
     return 1

@@ -294,12 +294,7 @@ class Keys:
                 await self.locate_together(keys, verb.name, assigns=verb.creates), verb, request
             )
         step = 2 if verb.shape == "pairs" else 1
-        groups: dict[tuple[int, int], list[int]] = {}  # those with the same mirror survive together
-        numbers = await self.locate(keys, assigns=verb.creates)
-        for position, (key, number) in enumerate(zip(keys, numbers, strict=True)):
-            slot = slot_of(key)
-            mirror = self._table[slot + MEMORY_SLOTS] if slot >= MEMORY_SLOTS else -1
-            groups.setdefault((number or self._number, mirror), []).append(position)
+        groups = await self.grouped(keys, assigns=verb.creates)
         work = []
         for (number, _), positions in groups.items():
             part = [request[0]]
@@ -307,6 +302,16 @@ class Keys:
                 part += request[1 + position * step : 1 + (position + 1) * step]
             work.append(self.at(number, verb, part))
         return _merge(list(groups.values()), await parallel.gather(work))
+
+    async def grouped(self, keys: list[bytes], *, assigns: bool) -> dict[tuple[int, int], list[int]]:
+        """Positions of keys, by their node and mirror: those with the same ones survive together."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        numbers = await self.locate(keys, assigns=assigns)
+        for position, (key, number) in enumerate(zip(keys, numbers, strict=True)):
+            slot = slot_of(key)
+            mirror = self._table[slot + MEMORY_SLOTS] if slot >= MEMORY_SLOTS else -1
+            groups.setdefault((number or self._number, mirror), []).append(position)
+        return groups
 
     def _serve_two(self, verb: Verb, session: Session, request: list[bytes]) -> Any:
         if self.all_here(request[1:3]):

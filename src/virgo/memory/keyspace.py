@@ -3,12 +3,14 @@
 What the store keeps, byte for byte:
 
 - of a key: flags (1 byte), version (8); then, each if its flag is set, expiry in ms since 1970 (8), sliding
-  time to live in ms (8), mark (4), generation (4), end of freshness in ms since 1970 (8); then the value;
+  time to live in ms (8), mark (4), generation (4), end of freshness in ms since 1970 (8), state (1); then
+  the value;
 - of the slots: one table with a 16-bit number of a node per slot, 0 for a slot that no node has yet; then,
   for the slots of keys that are kept twice, the second half, the numbers of the nodes with the copies.
 
 A version is never given twice by one store, and rises with every change of it. The mark is a number that
-memcached's clients keep beside a value. `spaces` says what the generation is for.
+memcached's clients keep beside a value, the state what its protocol notes. `spaces` says what the
+generation is for.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def stored_key(key: bytes) -> bytes:
 
 # --- records --------------------------------------------------------------------------------
 
-_EXPIRES, _SLIDES, _MARKED, _SPACED, _STALES = 1, 2, 4, 8, 16
+_EXPIRES, _SLIDES, _MARKED, _SPACED, _STALES, _STATED = 1, 2, 4, 8, 16, 32
 NOWHERE = -1  # in place of a generation: in no namespace, and not to be evicted
 _HEAD = struct.Struct("<BQ")
 _pack_head = _HEAD.pack
@@ -81,6 +83,7 @@ class Entry(NamedTuple):
         version: given by the store with each change.
         generation: of its namespace; 0 in none, but it may be evicted; NOWHERE if neither.
         fresh_ms: from then on, in ms since 1970, the value is stale; 0 for never.
+        state: bits of memcached's protocol, see `memcached.items`.
     """
 
     value: bytes
@@ -90,16 +93,17 @@ class Entry(NamedTuple):
     version: int = 0
     generation: int = NOWHERE
     fresh_ms: int = 0
+    state: int = 0
 
 
 def encode_plain(value: bytes, version: int) -> bytes:
-    """The record of a value that does not expire and has no mark."""
+    """The record of a value that does not expire and has nothing beside it."""
     return _pack_head(0, version) + value
 
 
 def encode_entry(entry: Entry, version: int) -> bytes:
     """The record of an entry, as of that version."""
-    value, expires_ms, sliding_ms, mark, _, generation, fresh_ms = entry
+    value, expires_ms, sliding_ms, mark, _, generation, fresh_ms, state = entry
     flags, fields = 0, b""
     if expires_ms:
         flags, fields = _EXPIRES, _U64.pack(expires_ms)
@@ -111,13 +115,15 @@ def encode_entry(entry: Entry, version: int) -> bytes:
         flags, fields = flags | _SPACED, fields + _U32.pack(generation)
     if fresh_ms:
         flags, fields = flags | _STALES, fields + _U64.pack(fresh_ms)
+    if state:
+        flags, fields = flags | _STATED, fields + bytes((state,))
     return _pack_head(flags, version) + fields + value
 
 
 def decode_entry(record: bytes) -> Entry:
     """The entry of a record."""
     flags, version = _HEAD.unpack_from(record)
-    position, expires_ms, sliding_ms, mark, generation, fresh_ms = HEAD_BYTES, 0, 0, 0, NOWHERE, 0
+    position, expires_ms, sliding_ms, mark, generation, fresh_ms, state = HEAD_BYTES, 0, 0, 0, NOWHERE, 0, 0
     if flags & _EXPIRES:
         expires_ms, position = _U64.unpack_from(record, position)[0], position + 8
     if flags & _SLIDES:
@@ -128,7 +134,9 @@ def decode_entry(record: bytes) -> Entry:
         generation, position = _U32.unpack_from(record, position)[0], position + 4
     if flags & _STALES:
         fresh_ms, position = _U64.unpack_from(record, position)[0], position + 8
-    return Entry(record[position:], expires_ms, sliding_ms, mark, version, generation, fresh_ms)
+    if flags & _STATED:
+        state, position = record[position], position + 1
+    return Entry(record[position:], expires_ms, sliding_ms, mark, version, generation, fresh_ms, state)
 
 
 # --- patterns -------------------------------------------------------------------------------

@@ -68,14 +68,14 @@ class Listing:
                 return local(batch, request)
         return await self._node.call(number, *request)
 
-    async def _owners(self) -> list[int]:
+    async def owners(self) -> list[int]:
         """Numbers of the nodes that hold slots, as of now."""
         await self._slots.refresh()
         return sorted(self._slots.owners())
 
     async def _everywhere(self, local: Local, request: list[bytes]) -> list[Any]:
         """Do it on every node that holds keys."""
-        return await parallel.gather([self._at(number, local, request) for number in await self._owners()])
+        return await parallel.gather([self._at(number, local, request) for number in await self.owners()])
 
     async def _dbsize(self, _session: Session, _request: list[bytes]) -> int:
         return sum(await self._everywhere(generic.count, [b"MEMORY.KEYS.COUNT"]))
@@ -83,16 +83,20 @@ class Listing:
     async def _flush(self, _session: Session, request: list[bytes]) -> Encoded:
         if len(request) > 1 and request[1].upper() not in (b"SYNC", b"ASYNC"):
             raise BadArgument(f"FLUSHDB has no option {request[1][:20]!r}", hint="SYNC or ASYNC.")
+        await self.flush()
+        return OK
+
+    async def flush(self) -> None:
+        """Delete all keys of the cloud."""
         await self._everywhere(generic.flush, [b"MEMORY.KEYS.FLUSH"])
         up = {member.number for member in self._node.members()}
         for number in (self._slots.mirrors() - self._slots.owners()) & up:
             await self._at(number, generic.flush, [b"MEMORY.KEYS.FLUSH"])
         await self._store.keeper.settled()
-        return OK
 
     async def _random(self, _session: Session, _request: list[bytes]) -> bytes | None:
         """From a node that is drawn by the count of its keys."""
-        owners = await self._owners()
+        owners = await self.owners()
         for _ in range(_RANDOM_ATTEMPTS_MAX):
             counts = await self._everywhere(generic.count, [b"MEMORY.KEYS.COUNT"])
             if not any(counts):
@@ -105,7 +109,7 @@ class Listing:
 
     async def _keys(self, _session: Session, request: list[bytes]) -> list[bytes]:
         keyspace.glob(request[1])
-        parts = await parallel.gather([self._keys_of(number, request[1]) for number in await self._owners()])
+        parts = await parallel.gather([self._keys_of(number, request[1]) for number in await self.owners()])
         return [key for part in parts for key in part]
 
     async def _keys_of(self, number: int, pattern: bytes) -> list[bytes]:
@@ -121,7 +125,7 @@ class Listing:
         """The cursor is a node's number and a slot; nodes are visited by number."""
         cursor = whole(request[1], "the cursor", low=0)
         pattern, count = _scan_options(request)
-        owners = await self._owners()
+        owners = await self.owners()
         if not owners:
             return [b"0", []]
         number, slot = cursor >> _SLOT_BITS, cursor & (1 << _SLOT_BITS) - 1

@@ -33,6 +33,9 @@ from virgo.memory.keeper import Keeper
 from virgo.memory.kept import KeptRegions
 from virgo.memory.keys import Keys
 from virgo.memory.listing import Listing
+from virgo.memory.memcached import place as memcached
+from virgo.memory.memcached.front import Front
+from virgo.memory.memcached.lines import Lines
 from virgo.memory.mirrors import Mirrors
 from virgo.memory.namespaces import Namespaces
 from virgo.memory.overview import Overview
@@ -58,6 +61,7 @@ class MemoryModule:
 
     def __init__(self, node: NodeServices) -> None:
         self._node = node
+        self._place = memcached.place(node.config, node.name, node.index)
         self._machine_bytes = int(psutil.virtual_memory().total)
         self._store: Store | None = None
         self._shared: Shared | None = None
@@ -101,6 +105,11 @@ class MemoryModule:
         self._regions = Regions(self._node, self._store, self._spread, shared, self._kept)
         self._transactions = Transactions(self._node, self._store, self._keys)
         self._listing = Listing(self._node, self._store, self._slots)
+        self._front = Front(
+            self._node.number, self._store, self._slots, self._keys, self._place.item_bytes_max
+        )
+        self._lines = Lines(self._front, self._store, self._keys, self._listing, self._place)
+        self._node.spawn(self._lines.run(), name="flush_all with a delay")
         self._namespaces = Namespaces(self._node, self._store)
         self._overview = Overview(self._node, self.stats, self._namespaces)
         await self._namespaces.start()
@@ -151,6 +160,8 @@ class MemoryModule:
             *self._overview.commands(),
             *self._transactions.commands(),
             *self._chunks.commands(),
+            *self._front.commands(),
+            *self._lines.commands(),
             Command(
                 "MEMORY.STATS", self._serve_stats, "read", summary="Figures of this node's pool, as JSON."
             ),
@@ -177,11 +188,13 @@ class MemoryModule:
             "keys_evicted": self.store.evictor.evicted,
             "writers_helped": self._guard.helped,
             "writers_killed": self._guard.killed,
+            "memcached": str(self._place.address) if self._place.open else "",
+            "memcached_requests": self._front.figures.counts.total(),
         }
 
     def load(self, load: Load) -> Load:
         """With the room in the pool; the capacity follows the number of nodes that share the machine."""
-        self.store.resize(self._capacity())
+        self.store.resize(self._lines.capacity_bytes_max or self._capacity())
         self._room = self.store.room_bytes()
         return msgspec.structs.replace(load, pool_free_bytes=self._room)
 

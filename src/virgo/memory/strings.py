@@ -87,7 +87,7 @@ def set_(batch: Batch, request: list[bytes]) -> Encoded | bytes | None:
     refused = (b"NX" in options and old is not None) or (b"XX" in options and old is None)
     if not refused:
         if b"KEEPTTL" in options and old is not None:
-            batch.put_entry(stored, old._replace(value=value, mark=0))
+            batch.put_entry(stored, old._replace(value=value, mark=0, state=0))
         else:
             put_until(batch, stored, Entry(value, expires_ms))
     if b"GET" in options:

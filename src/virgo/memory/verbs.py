@@ -14,7 +14,7 @@ from virgo.memory.batch import Batch
 from virgo.memory.entries import refuse
 
 Local = Callable[[Batch, list[bytes]], Any]
-Shape = Literal["one", "two", "many", "pairs"]
+Shape = Literal["one", "two", "many", "pairs", "rest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Verb:
         local: does it, given a batch and the request.
         usage: its arguments; those in brackets may be left out.
         summary: one line.
-        shape: which arguments are keys: the first; the first two; all; every other one.
+        shape: which arguments are keys: the first; the first two; all; every other one; all but two.
         changes: whether it may change something: then it gets a batch that writes.
         creates: whether it may make a key, which needs a slot.
         lazy: although it may change something it gets a batch that reads, and writes when it has to.
@@ -71,6 +71,8 @@ class Verb:
             return request[1:3]
         if self.shape == "many":
             return request[1:]
+        if self.shape == "rest":
+            return request[3:]
         if not len(request) % 2:
             raise refuse(f"{self.name} {self.usage}", f"{self.name} got a key without a value")
         return request[1::2]

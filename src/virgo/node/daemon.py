@@ -17,7 +17,7 @@ import resource
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from virgo.kernel.ports import port_taken
 from virgo.kernel.process import ProcessMark
 from virgo.kernel.systemd import notify, watchdog_interval_s
 from virgo.members import PORTS, Load, Member
+from virgo.memory.memcached import place as memcached
+from virgo.memory.memcached.place import PLACE as MEMCACHED
 from virgo.node import commands as node_commands
 from virgo.node.engines import connect_engine
 from virgo.node.membership import Membership, register_patiently
@@ -61,9 +63,11 @@ class Node:
         self.config = config
         self.name = name
         self.number = 0
+        self.index = index
         self.directory: Path = node_directory(config.home, name)
         self.engine: Engine
         self.ports = ports(config, index)
+        self._memcached = memcached.place(config, name, index)
         self.modules = ModuleHost(self._serve)
         self.membership: Membership
         self.peers: Peers
@@ -76,6 +80,8 @@ class Node:
         self._machine = machine_id()
         self._started_ms = time.time_ns() // 1_000_000
         self._tables: dict[str, CommandTable] = {}
+        self._later: Listener | None = None  # what is opened once the modules are up
+        self._apart: dict[str, CommandTable] = {}  # of places that do not speak RESP
         self._shared: list[Command] = []
         self._offered: dict[str, Sequence[Command]] = {}
         self._exit = contextlib.AsyncExitStack()
@@ -120,6 +126,8 @@ class Node:
         stack.push_async_callback(self.membership.stop)
         await self.modules.start(discover(), lambda name: _Services(self, name))
         stack.push_async_callback(self.modules.stop)
+        if self._later is not None:
+            await self._open_listener(stack, self._later)
         self._state = "up"
         await self.membership.beat()
         await stack.enter_async_context(_background(self.membership.run(), "beats"))
@@ -138,6 +146,8 @@ class Node:
             self._tables[place] = CommandTable(shared)
             self._tables[place].fallback = node_commands.absent(place)
         self._shared = shared
+        self._apart[MEMCACHED] = CommandTable()
+        self._apart[MEMCACHED].fallback = node_commands.absent("memory")
 
     def _serve(self, module: str, commands: Sequence[Command]) -> None:
         """Offer a module's commands on its own port, on the Unix socket and on other modules' ports.
@@ -145,7 +155,9 @@ class Node:
         Where two modules use a name, the port's own module wins. A port without its module offers
         nothing but the common commands.
         """
-        self._offered[module] = commands
+        for place, table in self._apart.items():
+            table.add(command for command in commands if command.place == place)
+        self._offered[module] = commands = [command for command in commands if not command.place]
         for place, table in self._tables.items():
             if place and place not in self._offered:
                 continue
@@ -162,13 +174,33 @@ class Node:
             places.append((module, Address(host=self.config.node.bind, port=port, tls=tls is not None)))
         for place, address in places:
             service = Service(self._tables[place], authenticator, crowd=self._crowd)
-            listener = Listener(service, address, tls=tls if address.tls else None)
-            try:
-                await listener.open()
-            except PortTaken as error:
-                raise (port_taken(address.port, address.host) if address.port else error) from error
-            self.listeners.append(listener)
-            stack.push_async_callback(listener.close)
+            await self._open_listener(stack, Listener(service, address, tls=tls if address.tls else None))
+        if self._memcached.open:
+            self._offer_memcached(authenticator)
+
+    def _offer_memcached(self, authenticator: Authenticator) -> None:
+        """Take the place where memcached's protocol is spoken; it is served once the memory is there.
+
+        Clients of memcached know a server that refuses connections, and not one that is still starting.
+        """
+        place = self._memcached
+        service = Service(
+            self._apart[MEMCACHED],
+            authenticator,
+            crowd=self._crowd,
+            speech=place.speech(),
+            stranger=place.stranger,
+        )
+        tls = server_tls(self.config, place.address.host) if place.address.tls else None
+        self._later = Listener(service, place.address, tls=tls)
+        with _naming_holder(place.address):
+            self._later.bind()
+
+    async def _open_listener(self, stack: contextlib.AsyncExitStack, listener: Listener) -> None:
+        stack.push_async_callback(listener.close)
+        with _naming_holder(listener.address):
+            await listener.open()
+        self.listeners.append(listener)
 
     # --- what modules and commands ask ----------------------------------------------------------
 
@@ -217,6 +249,7 @@ class _Services:
         self._module = module
         self.name = node.name
         self.number = node.number
+        self.index = node.index
         self.directory = node.directory
         self.config = node.config
         self.engine = node.engine
@@ -245,6 +278,15 @@ class _Services:
     def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         """See NodeServices."""
         self._node.modules.spawn(self._module, work, task_name=name)
+
+
+@contextlib.contextmanager
+def _naming_holder(address: Address) -> Iterator[None]:
+    """A port that is taken is an error that names who has it."""
+    try:
+        yield
+    except PortTaken as error:
+        raise (port_taken(address.port, address.host) if address.port else error) from error
 
 
 def ports(config: Config, index: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any, cast
 
@@ -256,7 +256,7 @@ def placeholders(name: str, commands: Iterable[Command]) -> list[Command]:
         raise NotLoaded(f"{request[0][:40].decode('utf-8', 'replace')}: module {name} is not loaded")
 
     return [
-        Command(command.name, refuse, command.role, 0, None, summary=command.summary, aliases=command.aliases)
+        replace(command, handler=refuse, arguments_min=0, arguments_max=None, run=None, usage="")
         for command in commands
     ]
 

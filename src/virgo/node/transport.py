@@ -20,19 +20,24 @@ def exposed(config: Config) -> bool:
     return bool(config.node.bind) and not Address(host=config.node.bind).loopback
 
 
-def server_tls(config: Config) -> ssl.SSLContext | None:
+def server_tls(config: Config, host: str = "") -> ssl.SSLContext | None:
     """The context of the ports; None on loopback, where plain TCP with a token is served.
+
+    Args:
+        config: the configuration.
+        host: of a port that does not listen at `node.bind`.
 
     Raises:
         BadConfig: the bind is beyond loopback and there are no certificates.
     """
-    if not exposed(config):
+    host = host or config.node.bind
+    if not host or Address(host=host).loopback:
         return None
     try:
         return tls.server_context(config.home, config.security)
     except BadConfig as error:
         raise BadConfig(
-            f"binding {config.node.bind} exposes this node to others, and TLS is not ready: {error.message}",
+            f"binding {host} exposes this node to others, and TLS is not ready: {error.message}",
             hint="`virgo ca init` and `virgo ca issue NAME --node` make certificates; or bind 127.0.0.1.",
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from virgo.errors import VirgoError
 from virgo.wire import resp
@@ -22,11 +23,15 @@ class Slot:
 class Answers:
     """Answers that wait behind one that is not known yet.
 
+    Args:
+        error: the bytes of an error.
+
     Attributes:
         waiting_bytes: how much they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, error: Callable[[VirgoError], bytes] = resp.error) -> None:
+        self._error = error
         self._slots: deque[Slot] = deque()
         self.waiting_bytes = 0
 
@@ -49,7 +54,7 @@ class Answers:
 
     def fail(self, slot: Slot, error: VirgoError) -> None:
         """The answer is an error."""
-        self.fill(slot, [resp.error(error)])
+        self.fill(slot, [self._error(error)])
 
     def add(self, parts: list[bytes], transport: asyncio.WriteTransport | None) -> None:
         """Answers of requests behind all others: sent at once, or when those before them are."""

@@ -14,11 +14,12 @@ B = TypeVar("B", bound=Batch)
 
 
 class Batches:
-    """Those of one connection, by the keys of their makers."""
+    """Those of one connection, by the keys of their makers. `error` gives the bytes of an error."""
 
-    __slots__ = ("_open",)
+    __slots__ = ("_error", "_open")
 
-    def __init__(self) -> None:
+    def __init__(self, error: Callable[[VirgoError], bytes] = resp.error) -> None:
+        self._error = error
         self._open: dict[bytes, Batch] = {}
 
     def __repr__(self) -> str:
@@ -42,11 +43,13 @@ class Batches:
             try:
                 pending = batch.close() or pending
             except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
-                fail(out, writes, error if isinstance(error, VirgoError) else defect([b"batch"], error))
+                failure = error if isinstance(error, VirgoError) else defect([b"batch"], error)
+                fail(out, writes, self._error(failure))
         return pending
 
 
-def fail(out: list[bytes], writes: list[int], error: VirgoError) -> None:
-    """Let the error be the answer to all that wrote."""
+def fail(out: list[bytes], writes: list[int], error: bytes) -> None:
+    """Let the error be the answer to all that wrote, but for those that want none."""
     for position in writes:
-        out[position] = resp.error(error)
+        if out[position] is not resp.SILENT:
+            out[position] = error

@@ -45,6 +45,7 @@ class Command:
         usage: the arguments, as shown to people.
         summary: one line.
         aliases: further names.
+        place: the listening place where it is served and nowhere else, "" for all that speak RESP.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Command:
     aliases: tuple[str, ...] = ()
     run: Callable[[Session, list[list[bytes]]], list[bytes]] | None = None
     run_words: int = 0
+    place: str = ""
     words_min: int = field(init=False)
     words_max: int = field(init=False)
 

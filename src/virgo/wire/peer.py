@@ -29,8 +29,10 @@ class PeerAuthenticator(Protocol):
         """The identity that a verified client certificate gives."""
 
 
-def identify(transport: asyncio.Transport, authenticator: PeerAuthenticator) -> tuple[str, Identity]:
-    """The peer's name for people, and its identity; NOBODY until it logs in."""
+def identify(
+    transport: asyncio.Transport, authenticator: PeerAuthenticator, stranger: Identity = NOBODY
+) -> tuple[str, Identity]:
+    """The peer's name for people, and its identity: `stranger` for plain TCP, which shows nothing."""
     tls = transport.get_extra_info("ssl_object")
     if tls is not None:
         certificate = tls.getpeercert() or {}
@@ -42,7 +44,7 @@ def identify(transport: asyncio.Transport, authenticator: PeerAuthenticator) -> 
     if plain is not None and plain.family == socket.AF_UNIX:
         pid, uid, gid = credentials(plain.fileno())
         return f"unix pid {pid}", authenticator.unix(uid, gid, pid)
-    return _place(transport), NOBODY
+    return _place(transport), stranger
 
 
 def credentials(descriptor: int) -> tuple[int, int, int]:

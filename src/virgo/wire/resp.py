@@ -45,6 +45,8 @@ OK: Final = Encoded(b"+OK\r\n")
 PONG: Final = Encoded(b"+PONG\r\n")
 NIL: Final = Encoded(b"$-1\r\n")
 NIL3: Final = Encoded(b"_\r\n")
+# The answer to a request whose sender wants none, not even an error; it is known by its identity.
+SILENT: Final = Encoded(b"")
 
 
 def encode(value: object, protocol: int = 2) -> bytes:

@@ -14,7 +14,7 @@ import socket
 import ssl
 from pathlib import Path
 
-from virgo.context import NOBODY
+from virgo.context import NOBODY, Identity
 from virgo.errors import Busy, NotRunning, PortTaken, VirgoError
 from virgo.limits import CONNECTIONS_MAX, IDLE_S, LOGIN_S
 from virgo.wire.address import Address
@@ -23,6 +23,7 @@ from virgo.wire.crowd import Crowd
 from virgo.wire.door import Door
 from virgo.wire.peer import PeerAuthenticator
 from virgo.wire.session import Session
+from virgo.wire.speech import RESP, Speech
 
 _SWEEP_S = 1.0
 _BACKLOG = 1024
@@ -36,14 +37,24 @@ class Service:
         table: the commands.
         authenticator: says who asks.
         crowd: what its connections are counted among; those of all listeners of a node.
+        speech: how requests are read and errors are written.
+        stranger: who comes by plain TCP, until a login.
     """
 
     def __init__(
-        self, table: CommandTable, authenticator: PeerAuthenticator, *, crowd: Crowd | None = None
+        self,
+        table: CommandTable,
+        authenticator: PeerAuthenticator,
+        *,
+        crowd: Crowd | None = None,
+        speech: Speech = RESP,
+        stranger: Identity = NOBODY,
     ) -> None:
         self.table = table
         self.crowd = crowd or Crowd()
         self.authenticator = authenticator
+        self.speech = speech
+        self.stranger = stranger
         self.loop = asyncio.get_running_loop()
         self.sessions: set[Session] = set()
 
@@ -92,6 +103,7 @@ class Listener:
         self.service = service
         self.address = address
         self._tls = tls
+        self._bound: socket.socket | None = None  # taken, and not served yet
         self._server: asyncio.Server | None = None
         self._door: Door | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -106,24 +118,29 @@ class Listener:
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
+    def bind(self) -> None:
+        """Take the place without serving yet: whoever connects is refused. Raises as `open`."""
+        if self._bound is None:
+            path = self.address.path
+            self._bound = _bind_unix(path) if path else _bind_tcp(self.address)
+
     async def open(self) -> None:
         """Start to listen. Raises PortTaken (without naming the holder) or NotRunning."""
-        loop = self.service.loop
-        if self.address.path:
-            listening = _bind_unix(self.address.path)
-            self._server = await loop.create_unix_server(
-                self.service.session, sock=listening, backlog=_BACKLOG
-            )
-        else:
-            listening = _bind_tcp(self.address)
-            if self._tls is None:
-                self._server = await loop.create_server(
-                    self.service.session, sock=listening, backlog=_BACKLOG
-                )
+        self.bind()
+        loop, session, listening = self.service.loop, self.service.session, self._bound
+        assert listening is not None
+        try:
+            if self.address.path:
+                self._server = await loop.create_unix_server(session, sock=listening, backlog=_BACKLOG)
+            elif self._tls is None:
+                self._server = await loop.create_server(session, sock=listening, backlog=_BACKLOG)
             else:
                 listening.listen(_BACKLOG)
-                self._door = Door(listening, self._tls, self.service.crowd, self.service.session)
+                self._door = Door(listening, self._tls, self.service.crowd, session)
                 self._door.open()
+        except OSError as error:
+            raise _taken(self.address, error) from error
+        self._bound = None
         self._sweeper = loop.create_task(self.service.sweep(), name=f"sweep {self.address}")
 
     def _abort_all(self) -> None:
@@ -134,6 +151,9 @@ class Listener:
         """Stop listening and close all connections of the service."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._bound is not None:
+            self._bound.close()
+            self._bound = None
         if self._door is not None:
             self._door.close()
             self._door = None
@@ -174,9 +194,13 @@ def _bind_tcp(address: Address) -> socket.socket:
         listening.bind((address.host, address.port))
     except OSError as error:
         listening.close()
-        raise PortTaken(
-            f"cannot listen on {address}: {error.strerror}",
-            hint=f"Another process holds it (`ss -ltnp`), or {address.host} is not of this machine.",
-        ) from error
+        raise _taken(address, error) from error
     listening.setblocking(False)
     return listening
+
+
+def _taken(address: Address, error: OSError) -> PortTaken:
+    return PortTaken(
+        f"cannot listen on {address}: {error.strerror}",
+        hint=f"Another process holds it (`ss -ltnp`), or {address.host} is not of this machine.",
+    )

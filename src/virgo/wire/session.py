@@ -39,7 +39,6 @@ from virgo.wire import resp
 from virgo.wire.answers import Answers, Slot
 from virgo.wire.batches import Batches, fail
 from virgo.wire.commands import Command, CommandTable
-from virgo.wire.framing import RequestReader
 from virgo.wire.hooks import Interceptor
 from virgo.wire.peer import hung_up, identify
 from virgo.wire.refusals import defect, denied
@@ -81,14 +80,15 @@ class Session(asyncio.Protocol):
         self._allowed: frozenset[str] = frozenset({""})
         self._roles = self._allowed  # none while there is an interceptor, so that all is looked at closely
         self._interceptor: Interceptor | None = None
-        self._reader = RequestReader(REQUEST_UNAUTHENTICATED_BYTES_MAX)
+        self._reader = service.speech.reader(REQUEST_UNAUTHENTICATED_BYTES_MAX)
+        self._error = service.speech.error
         self.queue: deque[list[bytes]] = deque()
         self._queued_bytes = 0
-        self._answers = Answers()
+        self._answers = Answers(self._error)
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = False  # a request is being awaited that those behind it wait for
         self._exclusive = False  # that, or as many are being awaited as may be
-        self._batches = Batches()
+        self._batches = Batches(self._error)
         self.batch = self._batches.get
         self._closing = False
         self._ended = False  # the client will send no more
@@ -164,10 +164,10 @@ class Session(asyncio.Protocol):
         self.remote = transport.get_extra_info("socket").family != socket.AF_UNIX
         refusal = self.service.admit(self)
         if refusal is not None:
-            transport.write(resp.error(refusal))
+            transport.write(self._error(refusal))
             transport.close()
             return
-        self.peer, self._shown = identify(transport, self.service.authenticator)
+        self.peer, self._shown = identify(transport, self.service.authenticator, self.service.stranger)
         self.login(self._shown)
 
     def data_received(self, data: bytes) -> None:
@@ -282,7 +282,7 @@ class Session(asyncio.Protocol):
             except Exception as error:  # noqa: BLE001 - a defect must not take the connection down
                 out.append(self._refused(request, error))
         if self._reader.fault is not None and not queue and not self._exclusive and not self._closing:
-            out.append(resp.error(self._reader.fault))
+            out.append(self._error(self._reader.fault))
             self._closing = True
         if out or self._batches or self._closing or self._ended:
             self.finish(out, writes)
@@ -332,7 +332,7 @@ class Session(asyncio.Protocol):
         """The answer to a request that failed."""
         if self._interceptor is not None:
             self._interceptor.refused()
-        return resp.error(error if isinstance(error, VirgoError) else defect(request, error))
+        return self._error(error if isinstance(error, VirgoError) else defect(request, error))
 
     def _refusal(self, command: Command, identity: Identity) -> VirgoError:
         if identity == NOBODY or command.role == "login":
@@ -409,7 +409,7 @@ class Session(asyncio.Protocol):
         try:
             await pending
         except VirgoError as error:
-            fail(out, writes, error)
+            fail(out, writes, self._error(error))
         self._answers.fill(slot, out)
         self._exclusive = self._serial
         self._flush()
