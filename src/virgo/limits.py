@@ -218,6 +218,11 @@ MEMORY_REMOTE_SHARE: Final = 1 / 16
 MEMORY_REMOTE_SIGHTED_MAX: Final = 10_000
 # The largest region that is durable or kept on two nodes: each change of it is sent whole.
 MEMORY_KEPT_REGION_BYTES_MAX: Final = 256 * MiB
+# The disk blocks of a store are taken in steps of this, before they are used ...
+MEMORY_GROUND_STEP_BYTES: Final = 8 * MiB
+# ... with so much to spare for what a change needs beside its own pages: the list of the pages that it frees,
+# 8 bytes for each 4 KiB, and the upper pages of the tables.
+MEMORY_GROUND_SPARE_BYTES: Final = 4 * MiB
 # Keys of one answer to SCAN; a client that asks for more gets them in turns.
 MEMORY_SCAN_KEYS_MAX: Final = 100_000
 # A line of memcached's protocol, which is a command, a key and some numbers or flags ...

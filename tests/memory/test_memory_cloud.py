@@ -236,7 +236,7 @@ def test_reads_by_mapping_need_no_node(cloud3: RunningCloud, memory: MemoryClien
         if memory[name] == b"1" and memory._reach.local.key(name.encode()) is not MISSING:
             break
     assert (memory[name], region.get()) == (b"1", b"data")
-    runner, asked = memory._runner, []
+    runner, asked = memory._reach._runner, []
 
     class Watched:
         def run(self, call: Any) -> Any:
@@ -245,12 +245,12 @@ def test_reads_by_mapping_need_no_node(cloud3: RunningCloud, memory: MemoryClien
 
         run_many = runner.run_many
 
-    memory._runner = Watched()  # type: ignore[assignment]
+    memory._reach._runner = Watched()  # type: ignore[assignment]
     assert (memory[name], memory.get(name.encode()), region.get()) == (b"1", b"1", b"data")
     assert asked == []
     plain = MemoryClient(runner, mapped=False)
     assert (plain[name], plain.get_region(region.id), plain.mapped) == (b"1", b"data", False)
-    memory._runner = runner
+    memory._reach._runner = runner
     region.free()
 
 

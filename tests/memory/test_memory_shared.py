@@ -86,7 +86,7 @@ def test_nobody_is_in_the_way_of_a_change(cloud: Cloud) -> None:
         region.set(b"x")
         memory["a"] = b"1"
         assert memory["a"] == b"1"  # from now on its place is known
-        memory._runner = watched = Watched(cloud)  # type: ignore[assignment]
+        memory._reach._runner = watched = Watched(cloud)  # type: ignore[assignment]
         for number in range(10):
             memory["a"] = b"%d" % number
             assert memory["a"] == b"%d" % number
@@ -97,7 +97,7 @@ def test_nobody_is_in_the_way_of_a_change(cloud: Cloud) -> None:
         memory["a"] = b"3"
         del memory["a"]
         assert watched.asked == []
-        memory._runner = cloud.client
+        memory._reach._runner = cloud.client
         assert cloud.client.execute("GET", "a") is None
 
 
@@ -235,7 +235,7 @@ def test_kill_9_of_the_node_loses_nothing_that_clients_acknowledged(
         writer = Counting(own, "a", region.id)
         try:
             writer.go_on()
-            for _ in range(5):
+            for _ in range(max(5, KILLS // 10)):
                 pid = own.node("n1")["pid"]
                 os.kill(pid, signal.SIGKILL)
                 seen = writer.acknowledged

@@ -158,7 +158,7 @@ def test_a_region_in_the_making_is_not_swept(tmp_path: Path, monkeypatch: pytest
         def slow(segment: Segment, *, full: bool) -> None:
             really(segment, full=full)
             begun.set()
-            go_on.wait()
+            go_on.wait(5)
 
         monkeypatch.setattr(Segment, "create", slow)
         making = asyncio.create_task(nodes[1].run("VIRGO_MALLOC", 5000, "SHARED"))

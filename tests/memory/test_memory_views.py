@@ -75,6 +75,9 @@ def test_a_fork_and_threads_beside_a_view(cloud3: RunningCloud) -> None:
                     os._exit(1)
             assert os.waitpid(child, 0)[1] == 0
             assert held == b"v" * 50_000
+            memory["forked"] = b"w" * 50_000
+            assert memory.mapped, "it is still the parent's"
+            assert held == b"v" * 50_000
         failures: list[str] = []
 
         def look() -> None:

@@ -20,7 +20,7 @@ from virgo.memory import keyspace
 from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import NOWHERE, Entry
 from virgo.memory.snapshot import FLUSHED, Snapshot
-from virgo.memory.tables import STATE
+from virgo.memory.tables import PAGE_BYTES, STATE
 
 if TYPE_CHECKING:
     from virgo.memory.tables import Tables
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _U64 = struct.Struct(">Q")
 _KEY_OVERHEAD_BYTES = 16  # LMDB's own, per entry of a page
 _SHARING_BYTES_MAX = 1024  # records that share their page with others, for sure
+_PAGES_BYTES = 3 * PAGE_BYTES  # that a change takes beside its own bytes, for its leaf and one that is split
 _MEASURE_AFTER_BYTES = 256 * 1024
 _VERSION_BITS = 20  # changes of one transaction that get versions of their own
 _NOTHING, _TRUE = (None,), (True,)
@@ -42,12 +43,15 @@ class Batch(Snapshot):
     """See the module. Ids are those of regions; stored keys are `keyspace.stored_key`."""
 
     __slots__ = (
+        "_bytes",
         "_failure",
         "_grown",
         "_held",
         "_id",
         "_room",
         "_sorts",
+        "_spare",
+        "_using",
         "_version",
         "_writing",
         "interrupted",
@@ -61,6 +65,8 @@ class Batch(Snapshot):
         self.interrupted = False
         self._room = 0
         self._grown = 0  # by keys, not counting what they replace
+        self._spare = 0  # bytes of the ground that may still be used without a look
+        self._bytes = self._using = 0  # that were written; with the pages that this may take
         self._sorts = False  # whether some keys have a generation
         self._id = 0  # of the transaction that writes
         self._version = 0  # the last one given
@@ -106,8 +112,24 @@ class Batch(Snapshot):
         self._room = (
             state.capacity_bytes - state.declared_bytes - tables.keys_size_bytes - tables.keys_grown_bytes
         )
-        self._grown = 0
+        self._grown = self._bytes = self._using = 0
+        self._spare = tables.spare_bytes
+        if self._spare < 0:
+            self._stand()
         return self._txn
+
+    def _stand(self) -> None:
+        """Have ground for what was written and for what is coming. Raises DiskFull."""
+        tables = self._tables
+        # A change of a leaf makes a new page, but each page is new at most once, and there are only so many.
+        most = tables.keys_size_bytes + tables.keys_grown_bytes + 3 * self._bytes
+        try:
+            self._spare = tables.stand(min(self._using, most))
+        except VirgoError as failure:
+            tables.pressed = True
+            self.abort()
+            self._failure = failure
+            raise
 
     def writing(self) -> Batch:
         """This batch as the writer: what it reads from now on nobody else changes until it is closed."""
@@ -150,6 +172,7 @@ class Batch(Snapshot):
         self._held.clear()
         tables.state, tables.last_id, tables.untold = self._state, self._id, False
         tables.keys_grown_bytes += self._grown
+        tables.spare_bytes = self._spare
         if tables.pressed:
             tables.age()
         return None
@@ -176,14 +199,26 @@ class Batch(Snapshot):
         self._held.pop().abort()
 
     def _put(self, database: Any, key: bytes, value: bytes) -> None:
+        txn = self._write()
+        self._use(len(value))
         try:
-            self._write().put(key, value, db=database)
+            txn.put(key, value, db=database)
         except lmdb.Error as error:
             raise self._fail(error) from error
 
+    def _use(self, length: int) -> None:
+        """Be about to write so many bytes. Raises DiskFull."""
+        self._bytes += length
+        self._using += length + _PAGES_BYTES
+        self._spare -= length + _PAGES_BYTES
+        if self._spare < 0:
+            self._stand()
+
     def _delete(self, database: Any, key: bytes) -> bool:
+        txn = self._write()
+        self._use(0)
         try:
-            return bool(self._write().delete(key, db=database))
+            return bool(txn.delete(key, db=database))
         except lmdb.Error as error:
             raise self._fail(error) from error
 
@@ -245,6 +280,7 @@ class Batch(Snapshot):
         if growth > self._room:
             self._squeeze(stored, record, growth)
             return
+        self._use(growth)
         try:
             self._txn.put(stored, record, True, True, False, self._tables.keys)
         except lmdb.Error as error:
@@ -306,6 +342,7 @@ class Batch(Snapshot):
         """Forget all keys."""
         try:
             txn = self._write()
+            self._use(self._tables.keys_size_bytes // 256)  # the list of the pages that become free
             txn.drop(self._tables.keys, delete=False)
             txn.drop(self._tables.due, delete=False)
             txn.drop(self._tables.claims, delete=False)

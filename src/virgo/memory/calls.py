@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from zlib import crc32
 
@@ -15,8 +15,9 @@ from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import changed
 from virgo.memory.figures import Pool, SpaceInfo
+from virgo.memory.held import Held
 from virgo.memory.keeping import OPENING
-from virgo.memory.mapped import MISSING, Held, open_mapped
+from virgo.memory.mapped import MISSING, open_mapped
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
@@ -293,18 +294,29 @@ class Local:
             return False
         return True
 
+    def here(self, key: bytes) -> bool:
+        """Whether a key can be changed from here."""
+        return (
+            self._change is not None
+            and self.table[keyspace.slot_of(key)] == self.number
+            and len(key) <= MEMORY_KEY_BYTES_MAX
+            and not key.startswith(OPENING)
+        )
+
+    def change(self, work: Callable[[Batch], Any]) -> Any:
+        """The result of a change of keys that are here; MISSING if the node is to be asked."""
+        if self._change is None:
+            return MISSING
+        try:
+            return self._change(work)
+        except _NODE_DECIDES:
+            return MISSING
+
     def run(self, verb: Verb, request: tuple[Argument, ...]) -> Any:
         """The reply to a command on one key; MISSING if the node is to be asked."""
         words = [part if isinstance(part, bytes) else str(part).encode() for part in request]
         key = words[1]
-        if self._change is None or self.lacks(key) or self.table[keyspace.slot_of(key)] != self.number:
-            return MISSING
-        if len(key) > MEMORY_KEY_BYTES_MAX or key.startswith(OPENING):
-            return MISSING
-        try:
-            return self._change(lambda batch: verb.run(batch, words))
-        except _NODE_DECIDES:
-            return MISSING
+        return self.change(lambda batch: verb.run(batch, words)) if self.here(key) else MISSING
 
     def set_region(self, identifier: int, data: bytes, offset: int | None = None) -> bool:
         """Change a plain region's value; False if the node is to be asked. Raises TooLarge, BadArgument."""

@@ -3,7 +3,8 @@
 Promises: what is read is a whole value that was acknowledged, as of some moment during the read; a change
 takes place whole or not at all, is made one at a time with those of all other processes, and outlasts the
 process once it has returned; a process maps a store once, whatever number of clients share it; before a
-fork the map is closed, and parent and child each map anew when they next need it.
+fork the map is closed, and parent and child each map anew when they next need it. If a view is held then, it
+stays the parent's, and the child asks the node.
 
 Whoever is killed during a change leaves nothing of it, and the kernel lets the next one go on; one that is
 stopped is let go on by the node (see `guard`). Only processes of the files' owner may write.
@@ -13,6 +14,7 @@ Does not know which node holds what: that is the client's business.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import threading
@@ -21,7 +23,6 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import Any, TypeVar
 
 import lmdb
@@ -31,6 +32,8 @@ from virgo.limits import MEMORY_READERS_MAX
 from virgo.memory import keyspace, spaces
 from virgo.memory.batch import Batch, Interrupted
 from virgo.memory.entries import now_ms, tired
+from virgo.memory.ground import Ground, opening
+from virgo.memory.held import Held
 from virgo.memory.keyspace import HEAD_BYTES, Entry
 from virgo.memory.sketch import Sketch
 from virgo.memory.spaces import Space
@@ -42,8 +45,10 @@ MISSING: Any = object()  # the answer of a read that the node has to give
 _pack_id = struct.Struct(">Q").pack
 _maps: weakref.WeakValueDictionary[str, Mapped] = weakref.WeakValueDictionary()
 _registry = threading.RLock()
+_LONG_BYTES = 32 * 1024
 _CHECK_S = 1.0  # how often to look whether the files are still the same ones
 _CLOSE_WAIT_S = 1.0  # closing waits for the reads of other threads, which take microseconds
+_FORK_WAIT_S = 0.1  # a fork too, but not for views, which may be the forking thread's own
 
 
 class Mapped:
@@ -68,6 +73,7 @@ class Mapped:
         self._data_path = Path(directory) / "data.mdb"
         self._map_bytes = map_bytes
         self._opening = threading.RLock()
+        self._long = False  # whether the last value that was read was long
         self._active: list[None] = []
         self._enter, self._leave = self._active.append, self._active.pop
         self._env: Any = None
@@ -94,6 +100,13 @@ class Mapped:
 
     def key(self, stored: bytes) -> Any:
         """The value of a key, None if it is absent, MISSING if its use is to be noted. Raises NotRunning."""
+        if self._long:  # the last one was: then a copy less is worth more steps
+            held = self.view(stored)
+            self._long = held is not None
+            if held is not None:
+                with held as memory:
+                    self._long = len(memory) > _LONG_BYTES
+                    return bytes(memory)
         self._enter(None)
         try:
             if monotonic() > self._check_at:
@@ -106,6 +119,7 @@ class Mapped:
         if record is None:
             return None
         if record[0] == 0:
+            self._long = len(record) > _LONG_BYTES
             return record[HEAD_BYTES:]
         entry = keyspace.decode_entry(record)
         if entry.expires_ms and entry.expires_ms <= now_ms():
@@ -274,16 +288,7 @@ class Mapped:
             found = self._data_path.stat()
             # The node has to be able to let a writer go on that is stopped, so it must be the same user's.
             writable = found.st_uid == os.geteuid()
-            env = lmdb.open(
-                self.directory,
-                map_size=self._map_bytes,
-                max_dbs=len(DATABASES),
-                max_readers=MEMORY_READERS_MAX,
-                readonly=not writable,
-                create=False,
-                sync=False,
-                metasync=False,
-            )
+            env = self._map(writable=writable)
         except (OSError, lmdb.Error) as error:
             raise NotRunning(f"{self.directory} cannot be mapped: {error}") from error
         try:
@@ -294,7 +299,8 @@ class Mapped:
                 env.open_db(name, create=False) for name in (b"keys", b"data", b"spaces", b"held")
             )
             if writable:
-                self._tables = Tables(env, Path(self.directory), self._map_bytes)
+                ground = Ground(self._data_path, self._map_bytes)
+                self._tables = Tables(env, Path(self.directory), self._map_bytes, ground)
                 self._announced = Announcement(Path(self.directory))
         except lmdb.Error as error:
             env.close()
@@ -305,21 +311,58 @@ class Mapped:
         self._env, self._inode, self._check_at = env, found.st_ino, monotonic() + _CHECK_S
         self._begin = env.begin
 
+    def _map(self, *, writable: bool) -> Any:
+        """Open the environment. Raises OSError, lmdb.Error."""
+        options: dict[str, Any] = {
+            "max_dbs": len(DATABASES),
+            "max_readers": MEMORY_READERS_MAX,
+            "create": False,
+        }
+        if not writable:
+            return lmdb.open(self.directory, map_size=self._map_bytes, readonly=True, **options)
+        options |= {"sync": False, "metasync": False, "writemap": True}
+        with opening(Path(self.directory), alone=False) as length:
+            self._map_bytes = max(self._map_bytes, length)
+            return lmdb.open(self.directory, map_size=self._map_bytes, **options)
+
     def _close(self) -> None:
         """Unmap once no read goes on. `_opening` is held, so none begins anew."""
         env, self._env, self._begin, self._check_at = self._env, None, None, 0.0
         self._tables = self._sketch = None
         if env is None:
             return
-        deadline = monotonic() + _CLOSE_WAIT_S
-        while self._active:
-            if monotonic() > deadline:
-                _abandoned.append(env)  # a read hangs, on a dying disk for one: never unmap under it
-                return
-            time.sleep(0)
+        if not self._idle(_CLOSE_WAIT_S):
+            _abandoned.append(env)  # a read hangs, on a dying disk for one: never unmap under it
+            return
         env.close()
         if self._announced is not None:
             self._announced.close()
+
+    def _idle(self, wait_s: float) -> bool:
+        """Whether no read, change or view goes on, if need be after a while."""
+        deadline = monotonic() + wait_s
+        while self._active:
+            if monotonic() > deadline:
+                return False
+            time.sleep(0)
+        return True
+
+    def _before_fork(self) -> bool:
+        """Close it; False if it has to stay open, for a view is held."""
+        begin, self._begin = self._begin, None  # so that nothing begins
+        if self._idle(_FORK_WAIT_S):
+            self._close()
+            return True
+        self._begin = begin
+        return False
+
+    def _leave_to_parent(self) -> None:
+        """In a child: the map is the parent's, to be neither used nor closed; here the node is asked."""
+        _abandoned.append(self._env)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._env))  # not even at the end of the process
+        self._env = self._begin = self._tables = self._sketch = None
+        self._check_at = 0.0
+        self._active.clear()
 
 
 def _cut(value: Any, start: int, stop: int | None) -> bytes | None:
@@ -327,35 +370,6 @@ def _cut(value: Any, start: int, stop: int | None) -> bytes | None:
     if value is None or not 0 <= start <= (start if stop is None else stop) <= len(value):
         return None
     return bytes(value[start:stop])
-
-
-class Held:
-    """A value where it lies in the map, for the time of a `with` block; see `KeyMapping.view`.
-
-    Its pages are kept as they are by a transaction that reads, and the map is not closed meanwhile.
-    """
-
-    __slots__ = ("_leave", "_memory", "_txn")
-
-    def __init__(self, memory: memoryview, txn: Any, leave: Callable[[], None]) -> None:
-        self._memory = memory
-        self._txn = txn
-        self._leave = leave
-
-    def __repr__(self) -> str:
-        return f"<Held {self._memory!r}>"
-
-    def __enter__(self) -> memoryview:
-        return self._memory
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._memory.release()  # from now on using it is an error
-        finally:
-            self._txn.abort()
-            self._leave()
 
 
 class _Stale(Exception):
@@ -392,6 +406,7 @@ def open_mapped(directory: str, identity: str, map_bytes: int) -> Mapped:
 
 
 _forking: list[Mapped] = []
+_held_open: list[Mapped] = []  # among these
 
 
 def _before_fork() -> None:
@@ -400,14 +415,22 @@ def _before_fork() -> None:
     _forking[:] = list(_maps.values())
     for each in _forking:
         each._opening.acquire()
-        each._close()
+        if not each._before_fork():
+            _held_open.append(each)
 
 
 def _after_fork() -> None:
     for each in _forking:
         each._opening.release()
     _forking.clear()
+    _held_open.clear()
     _registry.release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+def _after_fork_in_child() -> None:
+    for each in _held_open:
+        each._leave_to_parent()
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

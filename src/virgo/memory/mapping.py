@@ -195,18 +195,17 @@ class KeyMapping(MutableMapping[Key, bytes]):
     def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes]:
         """The values of those keys that are there."""
         wanted = list(keys)
-        values = self._reach.run(calls.get_keys(map(self._raw, wanted))) if wanted else []
+        values = self._reach.find_many([self._raw(key) for key in wanted])
         return {key: value for key, value in zip(wanted, values, strict=True) if value is not None}
 
     def set_many(self, items: Mapping[Key, Data] | Iterable[tuple[Key, Data]]) -> None:
-        """Set several keys in one request; each node's part is atomic, the whole is not."""
-        pairs = list(items.items() if isinstance(items, Mapping) else items)
-        if pairs:
-            self._reach.run(calls.set_keys((self._raw(key), value) for key, value in pairs))
+        """Set several keys at once; each node's part is atomic, the whole is not."""
+        pairs = items.items() if isinstance(items, Mapping) else items
+        self._reach.put_many([(self._raw(key), calls.encode_data(value)) for key, value in pairs])
 
     def delete(self, *keys: Key) -> int:
         """Delete keys; returns how many there were."""
-        return self._reach.run(calls.delete_keys(map(self._raw, keys))) if keys else 0
+        return self._reach.drop_many([self._raw(key) for key in keys])
 
     def scan(self, prefix: Key = b"") -> Iterator[bytes]:
         """The keys that begin so, as bytes. One that is there from beginning to end comes once."""

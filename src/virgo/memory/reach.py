@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 from virgo.errors import NotRunning, UnknownCommand
 from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_SLOTS
-from virgo.memory import calls
+from virgo.memory import calls, generic
+from virgo.memory.batch import Batch
 from virgo.memory.calls import Local
-from virgo.memory.keyspace import SLOT_PREFIXES
+from virgo.memory.keyspace import SLOT_PREFIXES, stored_key
 from virgo.memory.mapped import MISSING, step_aside
 from virgo.memory.verbs import BY_NAME
 from virgo.wire.call import Call, Runner
@@ -124,6 +125,50 @@ class Reach:
         if local is None or not local.put(raw, data):
             self.run(calls.set_key(raw, data, None, ""))
             self.learn(raw)
+
+    def find_many(self, raws: list[bytes]) -> list[bytes | None]:
+        """The values of keys, None for those that are absent; those not here are asked for in one request."""
+        local = self.local or self.attach()
+        found: list[Any] = [MISSING] * len(raws)
+        if local is not None:
+            try:
+                found = [local.key(raw) for raw in raws]
+            except NotRunning:
+                self.local = None
+        asked = [place for place, value in enumerate(found) if value is MISSING]
+        if asked:
+            values = self.run(calls.get_keys([raws[place] for place in asked]))
+            for place, value in zip(asked, values, strict=True):
+                found[place] = value
+            self.learn(raws[asked[0]])
+        return found
+
+    def put_many(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        """Set keys that do not expire: those that are here in one change, the others in one request."""
+        local = self.local or self.attach()
+        here = [pair for pair in pairs if local.here(pair[0])] if local is not None else []
+        if here and local is not None:
+
+            def put(batch: Batch) -> None:
+                for raw, data in here:
+                    batch.put_plain(stored_key(raw), data)
+
+            if local.change(put) is not MISSING:
+                pairs = [pair for pair in pairs if not local.here(pair[0])]
+        if pairs:
+            self.run(calls.set_keys(pairs))
+            self.learn(pairs[0][0])
+
+    def drop_many(self, raws: list[bytes]) -> int:
+        """Delete keys, likewise; returns how many there were."""
+        local = self.local or self.attach()
+        here = [raw for raw in raws if local.here(raw)] if local is not None else []
+        count = 0
+        if here and local is not None:
+            deleted = local.change(lambda batch: generic.delete(batch.writing(), [b"DEL", *here]))
+            if deleted is not MISSING:
+                count, raws = deleted, [raw for raw in raws if not local.here(raw)]
+        return count + (self.run(calls.delete_keys(raws)) if raws else 0)
 
     def do(self, call: Call[T]) -> T:
         """A command on one key: here if the key is, else by the node."""

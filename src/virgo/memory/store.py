@@ -23,10 +23,11 @@ from typing import Any
 
 import lmdb
 
-from virgo.errors import Busy, VirgoError
-from virgo.limits import MEMORY_READERS_MAX, MEMORY_SERIALS_BLOCK
+from virgo.errors import Busy, DiskFull, VirgoError
+from virgo.limits import MEMORY_GROUND_SPARE_BYTES, MEMORY_READERS_MAX, MEMORY_SERIALS_BLOCK
 from virgo.memory import core
 from virgo.memory.eviction import Evictor
+from virgo.memory.ground import Ground, opening
 from virgo.memory.keeper import Keeper
 from virgo.memory.life import LifeFile, boot_id
 from virgo.memory.owner import OwnerBatch
@@ -111,17 +112,8 @@ class Store(Tables):
             self.__dict__["sketch"] = Sketch(self.directory, create=True)
 
     def _open(self, capacity_bytes: int, map_bytes: int, *, evicts: bool) -> None:
-        env = lmdb.open(
-            str(self.directory),
-            map_size=map_bytes,
-            max_dbs=len(DATABASES),
-            max_readers=MEMORY_READERS_MAX,
-            mode=0o600,
-            sync=False,
-            metasync=False,
-            writemap=False,  # with it a full disk would be a SIGBUS, not an error
-        )
-        super().__init__(env, self.directory, map_bytes)
+        env, map_bytes, ground = self._map(map_bytes)
+        super().__init__(env, self.directory, map_bytes, ground)
         with env.begin(write=True) as txn:
             self.measure_keys(txn)
             kept = State.read(txn)
@@ -136,9 +128,32 @@ class Store(Tables):
         self._become(kept._replace(capacity_bytes=capacity_bytes, open=True, evicts=evicts), kept)
         env.reader_check()
 
+    def _map(self, map_bytes: int) -> tuple[Any, int, Ground | None]:
+        """The environment, its address space, and the blocks under its file."""
+        options: dict[str, Any] = {
+            "max_dbs": len(DATABASES),
+            "max_readers": MEMORY_READERS_MAX,
+            "mode": 0o600,
+        }
+        options |= {"sync": False, "metasync": False}
+        with opening(self.directory, alone=True) as length:
+            options["map_size"] = max(map_bytes, length)
+            with lmdb.open(str(self.directory), **options) as env:
+                for name in DATABASES:
+                    env.open_db(name.encode())
+                top = (env.info()["last_pgno"] + 1) * PAGE_BYTES
+            ground = Ground(self.directory / "data.mdb", options["map_size"])
+            try:
+                ground.take(top + MEMORY_GROUND_SPARE_BYTES)
+            except DiskFull:  # then it is written by system calls, which can fail
+                ground.close()
+                return lmdb.open(str(self.directory), **options), options["map_size"], None
+            return lmdb.open(str(self.directory), writemap=True, **options), options["map_size"], ground
+
     def catch_up(self, txn: Any) -> None:
         """Others write only keys and values of regions, so what may have changed is the size of the keys."""
         self.measure_keys(txn)
+        self.spare_bytes = -1
 
     def resize(self, capacity_bytes: int) -> None:
         """Change the capacity."""
@@ -169,6 +184,8 @@ class Store(Tables):
                 self._life.change(clean=True)
         finally:
             self.env.close()
+            if self.ground is not None:
+                self.ground.close()
             os.close(self._owner)
             self._owner = -1
 

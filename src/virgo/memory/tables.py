@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 import lmdb
 
 from virgo.errors import BadArgument, DiskFull, FileRefused, PoolFull, VirgoError
-from virgo.limits import MiB
+from virgo.limits import MEMORY_GROUND_SPARE_BYTES, MiB
+from virgo.memory.ground import Ground
 from virgo.memory.sketch import Sketch
 
 DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due", "gone", "spaces", "claims", "held")
-FORMAT = 2  # of all that is kept; a change of it empties the pool
+FORMAT = 3  # of all that is kept; a change of it empties the pool
 STATE, IDENTITY = b"state", b"identity"
 _STATE = struct.Struct("<QQQ?I?")
 PAGE_BYTES: int = os.sysconf("SC_PAGE_SIZE")  # LMDB's pages are the system's
+_LAST_BYTES = 1 * MiB  # of the ground, for the owner to say how things are
 _NEARLY_FULL_BYTES = 1 * MiB
 _READERS_CHECK_TRANSACTIONS = 64  # so that looking costs nothing, and little can be written in between
 
@@ -65,6 +67,7 @@ class Tables:
         env: the LMDB environment.
         directory: its files.
         map_bytes: its address space.
+        ground: the blocks under its file; None if it is not written through the map.
 
     Attributes:
         regions, data, chunks, reserved, keys, due, gone, spaces, claims, held: the databases.
@@ -75,8 +78,10 @@ class Tables:
         hits, misses: gets of keys that were there, or not.
     """
 
-    def __init__(self, env: Any, directory: Path, map_bytes: int) -> None:
+    def __init__(self, env: Any, directory: Path, map_bytes: int, ground: Ground | None) -> None:
         self.env = env
+        self.ground = ground
+        self.spare_bytes = -1  # of the ground, beyond what is in use; below 0 if it has to be measured
         self.directory = directory
         self.map_bytes = map_bytes
         databases = [env.open_db(name.encode()) for name in DATABASES]
@@ -106,6 +111,26 @@ class Tables:
         """Know what others have written. `txn` writes."""
         self.state = State.read(txn)
         self.measure_keys(txn)
+        self.spare_bytes = -1
+
+    def stand(self, using_bytes: int) -> int:
+        """Have ground for so much beyond what is in use, and tell how much is left. Raises DiskFull.
+
+        On a full disk what is to spare may be used, since most changes use pages that others have left.
+        """
+        ground = self.ground
+        if ground is None or ground.taken >= ground.bytes_max:
+            return self.map_bytes
+        upto = (self.env.info()["last_pgno"] + 1) * PAGE_BYTES + using_bytes
+        spare = MEMORY_GROUND_SPARE_BYTES
+        try:
+            if upto + spare > ground.taken:
+                ground.take(upto + spare)
+        except DiskFull:
+            spare = _LAST_BYTES
+            if upto + spare > ground.taken:
+                raise
+        return int(ground.taken - upto - spare)
 
     def free_dead_readers(self) -> None:
         """Now and then, once half of the map is in use: what a killed reader saw is kept until then."""
