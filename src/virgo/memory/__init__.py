@@ -55,7 +55,7 @@ Shared regions as every process of the machine has them:
     arrays        NumPy arrays in them
 
 And: `service`, the node's module; `memcached`, memcached's protocols over the keys; `overview` and `figures`,
-what is shown of the pool; `calls` and `regioncalls`, requests and the meaning of their answers. What users hold:
-`client`, with `mapping` for keys, and `region`; `reach`, how it gets there; `aclient`, `amapping`, `aregion`,
-the same for asyncio.
+what is shown of the pool; `calls` and `regioncalls`, requests and the meaning of their answers. What users
+hold: `client`, with `mapping` for keys, and `region`; `reach`, how it gets there; `aclient`, `amapping`,
+`aregion`, the same for asyncio.
 """
