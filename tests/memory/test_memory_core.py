@@ -92,11 +92,33 @@ def test_chunks_go_round_by_weight() -> None:
 
 
 def test_only_the_chunks_of_bad_nodes_move() -> None:
-    """A new plan keeps what can stay."""
+    """A new plan keeps what can stay, and what has to."""
     region = Region(4 * CHUNK, spread=True, plan=(1, 2, 3, 2))
-    assert core.replace_chunks(region, {2}, {1: CHUNK, 2: GiB, 3: CHUNK}) == (1, 1, 3, 3)
+    every, rooms = range(4), {1: CHUNK, 2: GiB, 3: CHUNK}
+    assert core.replace_chunks(region, {2}, rooms, every) == (1, 1, 3, 3)
+    assert core.replace_chunks(region, {2}, rooms, {0, 3}) == (1, 2, 3, 1)
     with pytest.raises(PoolFull):
-        core.replace_chunks(region, {2}, {1: CHUNK, 2: GiB})
+        core.replace_chunks(region, {2}, {1: CHUNK, 2: GiB}, every)
+
+
+def test_a_regions_record_is_read_as_it_was_written() -> None:
+    """Of every kind, with the versions of its chunks, or its note."""
+    plan = (1, 2, 3, 2)
+    spread = Region(4 * CHUNK, spread=True, version=5, length=3 * CHUNK, plan=plan)
+    for region in (
+        Region(7),
+        spread,
+        core.written(spread, 6, CHUNK, 1),
+        core.written(Region(4 * CHUNK, spread=True, plan=plan), 9, 3 * CHUNK, 5),
+        Region(9, shared=True),
+        Region(9, shared=True, note=b'{"shape": []}'),
+    ):
+        assert Region.decode(region.encode()) == region
+        assert Region.is_shared(region.encode()) == region.shared
+    mixed = core.written(spread, 6, CHUNK - 1, 2)
+    assert mixed.versions == (6, 6, 5) and mixed.length == 3 * CHUNK
+    assert core.written(mixed, 7, 0, 3 * CHUNK).versions == (), "all of one version again"
+    assert core.written(Region(4 * CHUNK, spread=True, plan=plan), 9, 3 * CHUNK, 5).versions == (0, 0, 0, 9)
 
 
 def test_the_local_node_comes_first() -> None:
