@@ -5,13 +5,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test bench peers setup lint packages clean
+.PHONY: help demo test bench peers chaos setup lint packages clean
 
 help:
 	@echo "make demo    set up, then a tour: three nodes share processors, memory and files"
 	@echo "make test    set up, then every check and test"
 	@echo "make bench   set up, then the benchmarks against their peers"
 	@echo "make peers   set up, then memcached's own test suites against a node"
+	@echo "make chaos   set up, then the tests that kill and stop processes, for as long as an hour"
 	@echo "make setup   a virtual environment in $(VENV) with VIRGO in it"
 
 setup: $(STAMP)
@@ -47,6 +48,10 @@ bench: setup
 peers: setup
 	@sh scripts/packages.sh dpkg-dev gcc libc6-dev perl
 	$(BIN)/python scripts/peers/suites.py
+
+# What `make test` does some tens of times, done thousands of times.
+chaos: setup packages
+	VIRGO_TEST_KILLS=2000 $(BIN)/python -m pytest --timeout 14400 -k kill tests/memory
 
 clean:
 	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -235,7 +235,7 @@ def test_kill_9_of_the_node_loses_nothing_that_clients_acknowledged(
         writer = Counting(own, "a", region.id)
         try:
             writer.go_on()
-            for _ in range(5):
+            for _ in range(max(5, KILLS // 10)):
                 pid = own.node("n1")["pid"]
                 os.kill(pid, signal.SIGKILL)
                 seen = writer.acknowledged

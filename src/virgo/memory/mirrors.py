@@ -13,6 +13,7 @@ show what it had to programs on its own machine until it hears of that.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import Iterable
@@ -42,6 +43,7 @@ from virgo.wire.resp import OK, Encoded
 from virgo.wire.session import Session
 
 log = logging.getLogger("virgo.memory")
+_LOOKS_IDLE: Final = 10  # of so many one is made while no keys are known to be kept twice
 _LOOKS_LOST: Final = 2  # looks in a row at which a node is missing before it counts as lost
 
 
@@ -208,8 +210,11 @@ class Mirrors:
     async def follow(self) -> None:
         """Take over, let go, and look for mirrors as nodes come and go; runs until cancelled."""
         first = True
-        while True:
+        for turn in itertools.count():
             await asyncio.sleep(MEMORY_MIRRORS_LOOK_S)
+            # Who becomes a mirror learns that with the first copy, and needs not ask when there is none.
+            if not (first or any(self._slots.table[MEMORY_SLOTS:]) or turn % _LOOKS_IDLE == 0):
+                continue
             try:
                 await self.look(resync=first)
                 first = False
