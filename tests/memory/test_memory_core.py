@@ -92,11 +92,33 @@ def test_chunks_go_round_by_weight() -> None:
 
 
 def test_only_the_chunks_of_bad_nodes_move() -> None:
-    """A new plan keeps what can stay."""
+    """A new plan keeps what can stay, and what has to."""
     region = Region(4 * CHUNK, spread=True, plan=(1, 2, 3, 2))
-    assert core.replace_chunks(region, {2}, {1: CHUNK, 2: GiB, 3: CHUNK}) == (1, 1, 3, 3)
+    every, rooms = range(4), {1: CHUNK, 2: GiB, 3: CHUNK}
+    assert core.replace_chunks(region, {2}, rooms, every) == (1, 1, 3, 3)
+    assert core.replace_chunks(region, {2}, rooms, {0, 3}) == (1, 2, 3, 1)
     with pytest.raises(PoolFull):
-        core.replace_chunks(region, {2}, {1: CHUNK, 2: GiB})
+        core.replace_chunks(region, {2}, {1: CHUNK, 2: GiB}, every)
+
+
+def test_a_regions_record_is_read_as_it_was_written() -> None:
+    """Of every kind, with the versions of its chunks, or its note."""
+    plan = (1, 2, 3, 2)
+    spread = Region(4 * CHUNK, spread=True, version=5, length=3 * CHUNK, plan=plan)
+    for region in (
+        Region(7),
+        spread,
+        core.written(spread, 6, CHUNK, 1),
+        core.written(Region(4 * CHUNK, spread=True, plan=plan), 9, 3 * CHUNK, 5),
+        Region(9, shared=True),
+        Region(9, shared=True, note=b'{"shape": []}'),
+    ):
+        assert Region.decode(region.encode()) == region
+        assert Region.is_shared(region.encode()) == region.shared
+    mixed = core.written(spread, 6, CHUNK - 1, 2)
+    assert mixed.versions == (6, 6, 5) and mixed.length == 3 * CHUNK
+    assert core.written(mixed, 7, 0, 3 * CHUNK).versions == (), "all of one version again"
+    assert core.written(Region(4 * CHUNK, spread=True, plan=plan), 9, 3 * CHUNK, 5).versions == (0, 0, 0, 9)
 
 
 def test_the_local_node_comes_first() -> None:
@@ -113,14 +135,29 @@ def test_the_better_of_two_is_chosen() -> None:
         core.choose_node(100, 1, rooms, random.randrange)
 
 
+def test_slots_of_keys_kept_twice_get_a_mirror() -> None:
+    """With the owner, and slots ahead of the same kind only."""
+    table = keyspace.decode_table(b"")
+    found = keyspace.assign_slots(
+        table, {MEMORY_SLOTS + 5}, local=1, rooms={1: GiB, 2: GiB}, draw=random.randrange
+    )
+    pairs = keyspace.pairs(found)
+    assert pairs[5] == (1, 2)
+    assert pairs.count((1, 2)) == 1 + MEMORY_SLOTS_AHEAD
+    assert not any(found[:MEMORY_SLOTS])
+    alone = keyspace.assign_slots(table, {MEMORY_SLOTS + 5}, local=1, rooms={1: GiB}, draw=random.randrange)
+    assert keyspace.pairs(alone)[5] == (1, 0)
+    assert keyspace.pairs(keyspace.with_pairs(found, {5: keyspace.Pair(2, 0)}))[5] == (2, 0)
+
+
 def test_slots_are_taken_ahead_and_never_moved() -> None:
     """One change assigns what is wanted and some more; what was assigned stays."""
-    table = [0] * MEMORY_SLOTS
+    table = keyspace.decode_table(b"")
     table[7] = 9
     found = keyspace.assign_slots(table, {7, 8}, local=1, rooms={1: GiB, 2: GiB}, draw=random.randrange)
     assert (found[7], found[8]) == (9, 1)
     assert found.count(1) == 1 + MEMORY_SLOTS_AHEAD
-    assert found.count(0) == MEMORY_SLOTS - MEMORY_SLOTS_AHEAD - 2
+    assert found[:MEMORY_SLOTS].count(0) == MEMORY_SLOTS - MEMORY_SLOTS_AHEAD - 2
     again = keyspace.assign_slots(found, {7, 8}, local=2, rooms={2: GiB}, draw=random.randrange)
     assert again == found
 
@@ -128,7 +165,7 @@ def test_slots_are_taken_ahead_and_never_moved() -> None:
 def test_a_full_node_gives_slots_to_others_and_takes_none_ahead() -> None:
     """Without room here only the wanted slots are assigned, elsewhere."""
     found = keyspace.assign_slots(
-        [0] * MEMORY_SLOTS, {1, 2}, local=1, rooms={1: 0, 2: GiB}, draw=random.randrange
+        keyspace.decode_table(b""), {1, 2}, local=1, rooms={1: 0, 2: GiB}, draw=random.randrange
     )
     assert {number for number in found if number} == {2}
     assert found.count(2) == 2
@@ -136,7 +173,7 @@ def test_a_full_node_gives_slots_to_others_and_takes_none_ahead() -> None:
 
 def test_the_table_survives_its_register() -> None:
     """Encoding and decoding the table changes nothing, up to the largest number of a node."""
-    table = [random.randrange(NODES_MAX + 1) for _ in range(MEMORY_SLOTS)]
+    table = [random.randrange(NODES_MAX + 1) for _ in range(keyspace.TABLE_LENGTH)]
     assert keyspace.decode_table(keyspace.encode_table(table)) == table
 
 

@@ -115,14 +115,15 @@ class Shelf:
         _link(self.path / _BACK, self._store)
 
     def leave(self) -> None:
-        """Remove it, if nothing is in it."""
-        if not self.path.is_dir() or _files(self.path):
+        """Remove it, if it is there with nothing in it."""
+        link, there = self._store / _LINK, self.path.is_dir()
+        if _files(self.path) if there else link.is_symlink():  # or it is out of reach, and may come back
             return
         with contextlib.suppress(OSError):  # it is a stray then, at worst
-            (self._store / _LINK).unlink(missing_ok=True)
-            for link in (_BACK, _VIEW):
-                (self.path / link).unlink(missing_ok=True)
-            self.path.rmdir()
+            if there:
+                for each in (link, self.path / _BACK, self.path / _VIEW):
+                    each.unlink(missing_ok=True)
+                self.path.rmdir()
             self._home.rmdir()  # which fails while others use it
 
     def names(self) -> list[str]:

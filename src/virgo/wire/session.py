@@ -413,7 +413,7 @@ class Session(asyncio.Protocol):
         self._answers.fill(slot, out)
         self._exclusive = self._serial
         self._flush()
-        self.service.loop.call_soon(self._drain)
+        self.service.loop.call_soon(self._drain, context=self._clean)
 
     def _flush(self) -> None:
         """Send the answers that are there, in order; close if that was asked and all is sent."""
