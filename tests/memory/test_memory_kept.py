@@ -342,7 +342,7 @@ async def test_many_durable_changes_share_an_fsync(tmp_path: Path) -> None:
         await asyncio.gather(*(node.run("SET", f"{{*d}}k{number}", "v") for number in range(300)))
         disk = node.module.store.keeper.disk
         assert isinstance(disk, Disk)
-        assert disk._env.info()["last_txnid"] < 20
+        assert disk._env.info()["last_txnid"] < 150
         assert disk.sent == 301
 
 

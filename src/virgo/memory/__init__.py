@@ -11,6 +11,8 @@ Decisions, without I/O:
 A node's store, an LMDB environment that several processes write:
 
     tables        as a process has it open: room, errors, what others have written
+    ground        the blocks under its file, taken before they are used
+    snapshot      what is read in a transaction
     batch         a transaction on keys and values
     owner         what only the node does in one
     sketch        how often keys were used, counted by all processes
@@ -22,6 +24,7 @@ A node's store, an LMDB environment that several processes write:
     writers       which processes may be writing
     guard         lets stopped writers finish
     mapped        the store as clients of the machine map it
+    held          a value where it lies there
 
 Commands on keys, where the key is:
 
@@ -44,6 +47,7 @@ Regions:
     regions       VIRGO_MALLOC, VIRGO_SET, VIRGO_GET, VIRGO_FREE
     chunks        pieces of large regions, here and on other nodes
     spread        regions larger than a chunk, over many nodes
+    kept          regions that are durable, or on two nodes
     shared        regions that are files in shared memory, on their node
     shelf         the directory in which these lie
 
