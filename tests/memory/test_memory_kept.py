@@ -62,6 +62,10 @@ def test_who_succeeds() -> None:
 async def looking(directory: Path, count: int = 3, **settings: Any) -> AsyncIterator[Pools]:
     """Pools whose nodes are up; `look` is called by the tests."""
     async with pools(directory, count, **settings) as pool:
+        for node in pool.nodes.values():
+            for task in node.tasks:
+                if task.get_name() == "follow mirrors":
+                    task.cancel()
         yield pool
 
 
@@ -479,3 +483,22 @@ def test_ids_of_kept_regions() -> None:
     assert not kept.is_kept(17)
     with pytest.raises(PoolFull):
         kept.compose(Keep(2), 1, 2**31)
+
+
+@in_loop
+async def test_copies_that_expire_or_are_swept_are_not_counted(tmp_path: Path) -> None:
+    """DBSIZE counts each key once, whatever removes it, and wherever."""
+    async with looking(tmp_path) as pool:
+        for number in range(20):
+            await pool[1].run("SET", f"{{*2}}s:{number}", "v")
+            await pool[1].run("SET", f"{{*2}}t{number}", "v", "PX", 20)
+        await pool[1].run("SET", "{*2}stays", "v")
+        await pool[1].run("MEMORY.DROP", "{*2}s")
+        await asyncio.sleep(0.03)
+        for node in pool.nodes.values():
+            while node.module.store.unswept:
+                await asyncio.sleep(0.01)
+            node.module._expire_some()
+        await look(pool)
+        assert await pool[2].run("DBSIZE") == 1
+        assert copies(pool) == 1

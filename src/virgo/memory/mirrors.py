@@ -156,13 +156,11 @@ class Mirrors:
         slot = stored[0] << 8 | stored[1]
         if slot in self._unsent:
             self._unsent[slot].discard(stored)
-        before = batch.key(stored) is not None
+        self._store.copies.setdefault(slot, 0)  # counted when the batch is closed
         if record:
             batch.put_record(stored, record, keyspace.decode_entry(record).expires_ms)
-        elif before:
+        else:
             batch.delete_key(stored)
-        copies = self._store.copies
-        copies[slot] = copies.get(slot, 0) + bool(record) - before
 
     async def _begin(self, _session: Session, request: list[bytes]) -> Encoded:
         """MEMORY.COPY.BEGIN owner slot...: all keys of these slots will be sent; then END."""

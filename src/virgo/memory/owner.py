@@ -41,6 +41,10 @@ class OwnerBatch(Batch):
         super().close()
         if not (self._touched or self._emptied):
             return None
+        copies = self._store.copies
+        for slot in {stored[0] << 8 | stored[1] for stored in self._touched} & copies.keys():
+            copies[slot] = len(self.in_slot(slot))
+        self._txn = None
         return self._store.keeper.note(self._touched, emptied=self._emptied)
 
     def _touch(self, stored: bytes) -> None:
@@ -60,9 +64,6 @@ class OwnerBatch(Batch):
         copies.update(dict.fromkeys(copies, 0))
         for stored, record in regions:
             self.put_record(stored, record, 0)
-            slot = stored[0] << 8 | stored[1]
-            if slot in copies:
-                copies[slot] += 1
 
     # --- second copies --------------------------------------------------------------------------
 
