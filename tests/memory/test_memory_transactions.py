@@ -107,11 +107,22 @@ def test_transactions_answer_as_redis(
 
 
 def apart(nodes: list[redis.Redis]) -> tuple[bytes, bytes]:
-    """A key on n1 and one on n2: a node takes the slots of the keys that are first set through it."""
-    for index, key in enumerate((b"on n1", b"on n2")):
-        nodes[index].set(key, b"0")
-        assert nodes[index].execute_command("MEMORY.KEYS.COUNT") == 1
-    return b"on n1", b"on n2"
+    """A key on n1 and one on n2: a node takes the slots of the keys that are first set through it.
+
+    And some more slots, so that now and then another key has to be tried.
+    """
+    nodes[0].flushdb()
+    found = []
+    for index in (0, 1):
+        for number in range(50):
+            key = b"%d on n%d" % (number, index + 1)
+            nodes[index].set(key, b"0")
+            if nodes[index].execute_command("MEMORY.KEYS.COUNT"):
+                found.append(key)
+                break
+            nodes[index].delete(key)
+    first, second = found
+    return first, second
 
 
 def test_keys_on_two_nodes_are_refused_and_nothing_is_done(fresh: list[redis.Redis]) -> None:
