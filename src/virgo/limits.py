@@ -218,6 +218,8 @@ MEMORY_REMOTE_SHARE: Final = 1 / 16
 MEMORY_REMOTE_SIGHTED_MAX: Final = 10_000
 # The largest region that is durable or kept on two nodes: each change of it is sent whole.
 MEMORY_KEPT_REGION_BYTES_MAX: Final = 256 * MiB
+# A store under which the disk was full is written through the map again once so much of it is free.
+MEMORY_GROUND_FREE_BYTES: Final = 64 * MiB
 # The disk blocks of a store are taken in steps of this, before they are used ...
 MEMORY_GROUND_STEP_BYTES: Final = 8 * MiB
 # ... with so much to spare for what a change needs beside its own pages: the list of the pages that it frees,

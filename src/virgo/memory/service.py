@@ -196,6 +196,7 @@ class MemoryModule:
 
     def load(self, load: Load) -> Load:
         """With the room in the pool; the capacity follows the number of nodes that share the machine."""
+        self.store.attend()
         self.store.resize(self._lines.capacity_bytes_max or self._capacity())
         self._room = self.store.room_bytes()
         return msgspec.structs.replace(load, pool_free_bytes=self._room)

@@ -24,7 +24,12 @@ from typing import Any
 import lmdb
 
 from virgo.errors import Busy, DiskFull, VirgoError
-from virgo.limits import MEMORY_GROUND_SPARE_BYTES, MEMORY_READERS_MAX, MEMORY_SERIALS_BLOCK
+from virgo.limits import (
+    MEMORY_GROUND_FREE_BYTES,
+    MEMORY_GROUND_SPARE_BYTES,
+    MEMORY_READERS_MAX,
+    MEMORY_SERIALS_BLOCK,
+)
 from virgo.memory import core
 from virgo.memory.eviction import Evictor
 from virgo.memory.ground import Ground, opening
@@ -32,7 +37,17 @@ from virgo.memory.keeper import Keeper
 from virgo.memory.life import LifeFile, boot_id
 from virgo.memory.owner import OwnerBatch
 from virgo.memory.sketch import Sketch
-from virgo.memory.tables import DATABASES, FORMAT, IDENTITY, PAGE_BYTES, STATE, State, Tables, fault
+from virgo.memory.tables import (
+    DATABASES,
+    FORMAT,
+    IDENTITY,
+    PAGE_BYTES,
+    STATE,
+    State,
+    Tables,
+    disk_free_bytes,
+    fault,
+)
 
 log = logging.getLogger("virgo.memory")
 
@@ -128,8 +143,28 @@ class Store(Tables):
         self._become(kept._replace(capacity_bytes=capacity_bytes, open=True, evicts=evicts), kept)
         env.reader_check()
 
-    def _map(self, map_bytes: int) -> tuple[Any, int, Ground | None]:
-        """The environment, its address space, and the blocks under its file."""
+    def attend(self) -> None:
+        """While the disk is full write by system calls, which fail where the map would be a signal.
+
+        They need no ground, so pages that were freed can be used for values of any length. To be called now
+        and then, when no batch is open.
+        """
+        full = self.ground is None
+        if full and disk_free_bytes(self.directory) < MEMORY_GROUND_FREE_BYTES:
+            return
+        if full or not self.grounded:
+            self.env.close()
+            if self.ground is not None:
+                self.ground.close()
+            env, self.map_bytes, ground = self._map(self.map_bytes, through=full)
+            self._use(env, ground)
+            log.warning("%s is %swritten through the map now", self.directory, "" if ground else "not ")
+
+    def _map(self, map_bytes: int, *, through: bool = True) -> tuple[Any, int, Ground | None]:
+        """The environment, its address space, and the blocks under its file.
+
+        It is written through the map if there is ground for that, and `through` is not False.
+        """
         options: dict[str, Any] = {
             "max_dbs": len(DATABASES),
             "max_readers": MEMORY_READERS_MAX,
@@ -144,8 +179,11 @@ class Store(Tables):
                 top = (env.info()["last_pgno"] + 1) * PAGE_BYTES
             ground = Ground(self.directory / "data.mdb", options["map_size"])
             try:
-                ground.take(top + MEMORY_GROUND_SPARE_BYTES)
-            except DiskFull:  # then it is written by system calls, which can fail
+                if through:
+                    ground.take(top + MEMORY_GROUND_SPARE_BYTES)
+            except DiskFull:
+                through = False
+            if not through:
                 ground.close()
                 return lmdb.open(str(self.directory), **options), options["map_size"], None
             return lmdb.open(str(self.directory), writemap=True, **options), options["map_size"], ground

@@ -75,18 +75,14 @@ class Tables:
         untold: whether the next change has to write the state.
         pressed: whether room may have run out; see `age`.
         broken: why the files have to be opened anew, or "".
+        grounded: False once there was no ground for a change.
         hits, misses: gets of keys that were there, or not.
     """
 
     def __init__(self, env: Any, directory: Path, map_bytes: int, ground: Ground | None) -> None:
-        self.env = env
-        self.ground = ground
-        self.spare_bytes = -1  # of the ground, beyond what is in use; below 0 if it has to be measured
         self.directory = directory
         self.map_bytes = map_bytes
-        databases = [env.open_db(name.encode()) for name in DATABASES]
-        self.regions, self.data, self.chunks, self.reserved, self.keys, self.due = databases[:6]
-        self.gone, self.spaces, self.claims, self.held = databases[6:]
+        self._use(env, ground)
         self.state = State()
         self.untold = False
         self.broken = ""
@@ -101,6 +97,16 @@ class Tables:
 
     def __repr__(self) -> str:
         return f"<Tables in {self.directory}>"
+
+    def _use(self, env: Any, ground: Ground | None) -> None:
+        """Go on with that environment."""
+        self.env = env
+        self.ground = ground
+        self.grounded = True
+        self.spare_bytes = -1  # of the ground, beyond what is in use; below 0 if it has to be measured
+        databases = [env.open_db(name.encode()) for name in DATABASES]
+        self.regions, self.data, self.chunks, self.reserved, self.keys, self.due = databases[:6]
+        self.gone, self.spaces, self.claims, self.held = databases[6:]
 
     @functools.cached_property
     def sketch(self) -> Sketch:
@@ -129,6 +135,7 @@ class Tables:
         except DiskFull:
             spare = _LAST_BYTES
             if upto + spare > ground.taken:
+                self.grounded = False
                 raise
         return int(ground.taken - upto - spare)
 
