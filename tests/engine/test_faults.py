@@ -386,3 +386,28 @@ async def progress(writers: list[Writer]) -> None:
         ),
         timeout_s=30,
     )
+
+
+def test_a_connection_whose_end_nobody_tells_is_made_anew(server: EmbeddedServer) -> None:
+    """The library may fail while it closes a stale connection, and call nobody: that is seen all the same."""
+
+    async def main() -> None:
+        async with connected(server) as engine:
+            link = engine._link
+            before, client = link.generation, link._client
+            assert client is not None
+
+            async def fails(*_arguments: object, **_options: object) -> None:
+                raise RuntimeError("unable to perform operation; the handler is closed")
+
+            whole, client.close = client.close, fails  # type: ignore[method-assign]
+            client._status = client.CLOSED
+            deadline = time.monotonic() + 10
+            while link.generation == before:
+                assert time.monotonic() < deadline, "nobody noticed"
+                await asyncio.sleep(0.05)
+            assert await engine.registers.get("quiet") is None
+            client._status = client.CONNECTED
+            await whole()
+
+    asyncio.run(main())

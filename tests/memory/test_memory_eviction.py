@@ -142,3 +142,22 @@ def test_the_sketch_is_shared_and_bounded(tmp_path: Path) -> None:
         first.use(b"k")
     assert second.tire(b"k") == 255
     assert (tmp_path / "sketch").stat().st_blocks * 512 >= 4 * MiB, "a hole would be a SIGBUS on a full disk"
+
+
+@in_loop
+async def test_what_is_read_stays_on_a_node_that_is_new(tmp_path: Path) -> None:
+    """Uses are counted from the first declaration of a cache on, whatever was asked before."""
+    async with pools(tmp_path, 1, capacity_bytes=CAPACITY) as pool:
+        node = pool[1]
+        await node.run("SET", "plain", "v")
+        assert node.module.store.sketch.tire(b"asked before") == 0
+        await node.run("MEMORY.NAMESPACE", "c", "CACHE", "yes")
+        assert (tmp_path / "n1" / "memory" / "sketch").exists()
+        hot = [f"c:hot{number}" for number in range(20)]
+        for key in hot:
+            await node.run("SET", key, b"h" * 1000)
+        for number in range(8_000):
+            await node.run("SET", f"c:scan{number}", b"s" * 5_000)
+            if number % 10 == 0:
+                for key in hot:
+                    assert await node.run("GET", key) is not None, number

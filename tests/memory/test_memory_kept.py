@@ -502,3 +502,49 @@ async def test_copies_that_expire_or_are_swept_are_not_counted(tmp_path: Path) -
         await look(pool)
         assert await pool[2].run("DBSIZE") == 1
         assert copies(pool) == 1
+
+
+@in_loop
+async def test_a_mirror_without_room_is_counted_right(tmp_path: Path) -> None:
+    """What it did not take it does not count, and keys are counted without regions."""
+    async with looking(tmp_path, 2, capacity_bytes=16 << 20) as pool:
+        await pool[1].run("VIRGO_MALLOC", pool[1].module.store.room_bytes() - 200_000, "NODE", "n1")
+        await pool[2].run("VIRGO_MALLOC", 100, "DURABLE")
+        values = [part for number in range(60) for part in (f"{{*2}}k{number}", b"v" * 10_000)]
+        write = asyncio.create_task(pool[2].run("MSET", *values))
+        await asyncio.sleep(0.5)
+        await look(pool, 3)
+        await write
+        for number in (1, 2):
+            assert await pool[number].run("DBSIZE") == 60
+        await pool[1].run("DEL", *values[::2])
+        await look(pool)
+        assert [await pool[number].run("DBSIZE") for number in (1, 2)] == [0, 0]
+        assert [pool[number].stats()["keys"] for number in (1, 2)] == [0, 1], "the region's"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ("MEMORY.COPY.BEGIN", 1, 17),
+        ("MEMORY.COPY.END", 1, MEMORY_SLOTS + 3),
+        ("MEMORY.COPY.BEGIN", 2, MEMORY_SLOTS_ALL),
+        ("MEMORY.COPY.BEGIN", 2, -1),
+        ("MEMORY.COPY.PUT", 2, b"x"),
+        ("MEMORY.COPY.PUT", 2, b"x", b"y"),
+        ("MEMORY.COPY.PUT", 1, b"\0\0victim", b""),
+        ("MEMORY.KEPT.GET", b"x"),
+        ("MEMORY.KEPT.MAKE", b"x", 1),
+        ("MEMORY.KEPT.FREE", b"{*d}\0region:x"),
+        ("MEMORY.KEY.PUT", b"k", b"1", b"v"),
+    ],
+)
+@in_loop
+async def test_what_only_nodes_ask_is_checked(tmp_path: Path, request_: tuple[Any, ...]) -> None:
+    """Nothing is lost by it, whoever sends it."""
+    async with looking(tmp_path, 2) as pool:
+        await pool[1].run("SET", "victim", "v")
+        await pool[1].run("SET", "{*2}victim", "v")
+        with pytest.raises((BadArgument, Conflict)):
+            await pool[1].run(*request_)
+        assert await pool[2].run("MGET", "victim", "{*2}victim") == [b"v", b"v"]

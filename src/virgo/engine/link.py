@@ -37,6 +37,9 @@ RECONNECT_WAIT_S: Final = 0.2
 # A server that vanished without a word (power, cable) is given up after three of these.
 _PING_INTERVAL_S: Final = 1
 _PINGS_OUTSTANDING_MAX: Final = 2
+# How often a connection is looked at, and how many looks in a row must find it closed.
+_LOOK_S: Final = 1.0
+_LOOKS_ENDED: Final = 2
 
 
 class Unanswered(EngineUnavailable):
@@ -299,12 +302,26 @@ class Link:
             if client is None:
                 await asyncio.sleep(RECONNECT_WAIT_S)
                 continue
-            await self._ended.wait()
+            await self._until_ended(client)
             self._failed_at[self.url] = time.monotonic()
             self._up.clear()
             self._lose("the connection to the engine was lost")
             log.warning("connection to the engine at %s lost: %s", self.url, self.last_error or "closed")
             await self._drop()
+
+    async def _until_ended(self, client: Client) -> None:
+        """Wait for the end of a connection.
+
+        The library does not always say so: after a long stop it fails while it closes, and calls nobody.
+        """
+        looks = 0
+        while looks < _LOOKS_ENDED:
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._ended.wait()
+                return
+            except TimeoutError:
+                looks = 0 if client.is_connected else looks + 1
 
     async def _connect_any(self) -> Client | None:
         """A connection to any of the servers, with all listeners attached; None if none takes one."""
@@ -390,7 +407,7 @@ async def _close(client: Client) -> None:
     try:
         async with asyncio.timeout(CONNECT_S):
             await client.close()
-    except (nats.errors.Error, OSError, TimeoutError) as error:
+    except (nats.errors.Error, OSError, TimeoutError, RuntimeError) as error:  # RuntimeError: by uvloop
         log.debug("closing an engine connection: %s", error)
 
 

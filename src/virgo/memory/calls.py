@@ -14,6 +14,7 @@ from virgo.members import SERIAL_BITS
 from virgo.memory import keyspace
 from virgo.memory.batch import Batch
 from virgo.memory.core import changed
+from virgo.memory.entries import TIME_MAX
 from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.held import Held
 from virgo.memory.keeping import OPENING
@@ -59,6 +60,18 @@ def encode_data(data: Data) -> bytes:
     raise WrongType(f"a value is bytes, not {type(data).__name__}", hint="Encode it first, e.g. with pickle.")
 
 
+def milliseconds(seconds: float, name: str = "ttl_s") -> int:
+    """A time, 1 at least. Raises WrongType, BadArgument."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise WrongType(f"{name} is {seconds!r:.40}, but must be a number", hint="It is in seconds.")
+    if not 0 < seconds <= TIME_MAX / 1000:
+        raise BadArgument(
+            f"{name} is {seconds}, but must be more than 0, and at most {TIME_MAX // 1000}",
+            hint="It is in seconds; None is for ever.",
+        )
+    return max(1, round(seconds * 1000))
+
+
 def as_is(reply: Any) -> Any:
     """Decode what needs no decoding."""
     return reply
@@ -73,7 +86,7 @@ def set_key(key: Key, value: Data, ttl_s: float | None, only_if: str) -> Call[bo
     """Set a key; answers whether it was set."""
     options: list[Argument] = []
     if ttl_s is not None:
-        options += ["PX", max(1, round(ttl_s * 1000))]
+        options += ["PX", milliseconds(ttl_s)]
     if only_if:
         flag = {"absent": "NX", "present": "XX"}.get(only_if)
         if flag is None:
@@ -128,7 +141,7 @@ def write_key(
     """Set a key; answers its version, None if it was another one than `version`."""
     if sliding and ttl_s is None:
         raise BadArgument("sliding=True needs ttl_s", hint="The time that each use lets the key live.")
-    time = () if ttl_s is None else ("PX", max(1, round(ttl_s * 1000)))
+    time = () if ttl_s is None else ("PX", milliseconds(ttl_s))
     slides = ("SLIDING",) if sliding else ()
     expected = ("VERSION", whole(version, "the version")) if version >= 0 else ()
     request = ("MEMORY.WRITE", encode_key(key), encode_data(value), *time, *slides, *expected)
@@ -149,7 +162,7 @@ def expire_key(key: Key, ttl_s: float | None) -> Call[bool]:
     """Let a key expire, or no longer; answers whether it was there and that has changed something."""
     if ttl_s is None:
         return Call(("PERSIST", encode_key(key)), bool)
-    return Call(("PEXPIRE", encode_key(key), round(ttl_s * 1000)), bool)
+    return Call(("PEXPIRE", encode_key(key), milliseconds(ttl_s)), bool)
 
 
 def take_key(key: Key) -> Call[bytes | None]:
@@ -193,17 +206,21 @@ def check_fill(ttl_s: float | None, stale_s: float) -> None:
     """Raise BadArgument unless these times go together."""
     if stale_s and ttl_s is None:
         raise BadArgument("stale_s needs ttl_s", hint="What is fresh for ever is never stale.")
+    if ttl_s is not None:
+        milliseconds(ttl_s)
+    if stale_s:
+        milliseconds(stale_s, "stale_s")
 
 
 def fetch_key(key: bytes, token: str, fill_s: float) -> Call[tuple[bytes | None, int]]:
     """A value or None, and whether it is fresh, ours to make, or another's."""
-    return Call(("MEMORY.FETCH", key, token, max(1, round(fill_s * 1000))), tuple)
+    return Call(("MEMORY.FETCH", key, token, milliseconds(fill_s, "fill_s")), tuple)
 
 
 def fill_key(key: bytes, token: str, value: bytes, ttl_s: float | None, stale_s: float) -> Call[int | None]:
     """Set a key that we have the claim to fill; its version, None if the claim is void."""
-    time = () if ttl_s is None else ("PX", max(1, round(ttl_s * 1000)))
-    stale = ("STALE", max(1, round(stale_s * 1000))) if stale_s else ()
+    time = () if ttl_s is None else ("PX", milliseconds(ttl_s))
+    stale = ("STALE", milliseconds(stale_s, "stale_s")) if stale_s else ()
     return Call(("MEMORY.FILL", key, token, value, *time, *stale), as_is)
 
 

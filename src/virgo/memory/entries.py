@@ -20,6 +20,7 @@ from virgo.wire.resp import INTEGER_MAX
 INTEGER_MIN = -INTEGER_MAX - 1
 TIME_MAX = 10**13  # milliseconds or seconds; far beyond any use, and within the record
 UNITS_MS = {b"EX": 1000, b"PX": 1, b"EXAT": 1000, b"PXAT": 1}
+_DIGITS = re.compile(rb"-?[1-9][0-9]{19,}").fullmatch  # more than any number has
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}").fullmatch
 
 
@@ -93,6 +94,8 @@ def put_until(batch: Batch, stored: bytes, entry: Entry) -> None:
 
 def number(data: bytes, name: str, *, low: int = INTEGER_MIN, high: int = INTEGER_MAX) -> int:
     """A number as Redis reads it: digits without blanks, plus or leading zeros. Raises BadArgument."""
+    if _DIGITS(data) is not None:
+        raise BadArgument(f"{name} is too large", hint=f"It must be between {low} and {high}.")
     if _INTEGER(data) is None:
         shown = data[:24].decode("utf-8", "backslashreplace")
         raise BadArgument(f"{name} is {shown!r}, not an integer", hint="Decimal digits, no leading zeros.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 
 from virgo.errors import BadArgument
 from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS_ALL
@@ -107,7 +108,11 @@ def put(batch: Batch, request: list[bytes]) -> int:
     stored = stored_key(request[1])
     if request[2] == b"0" and live(batch, stored) is not None:
         return 0
-    batch.put_entry(stored, keyspace.decode_entry(request[3]))
+    try:
+        entry = keyspace.decode_entry(request[3])
+    except struct.error:
+        raise BadArgument("that is no record of a key", hint="It is for nodes, not for people.") from None
+    batch.put_entry(stored, entry)
     return 1
 
 

@@ -15,13 +15,13 @@ from typing import Any, Final
 
 import msgspec
 
-from virgo.errors import PoolFull, TooLarge, UnknownId
+from virgo.errors import BadArgument, PoolFull, TooLarge, UnknownId
 from virgo.limits import MEMORY_KEPT_REGION_BYTES_MAX
 from virgo.members import SERIAL_BITS
 from virgo.memory.batch import Batch
 from virgo.memory.core import Region, changed, check_part
 from virgo.memory.entries import live, number
-from virgo.memory.keeping import REGION, Keep
+from virgo.memory.keeping import REGION, Keep, is_region
 from virgo.memory.keys import Keys
 from virgo.memory.keyspace import Entry, stored_key
 from virgo.memory.store import Store
@@ -66,19 +66,22 @@ def check_size(size: int) -> None:
 
 
 def _entry(batch: Batch, key: bytes) -> Entry:
+    identifier = _identifier(key)
     entry = live(batch, stored_key(key))
     if entry is None:
-        identifier = _identifier(key)
         raise UnknownId(f"no region has the id {identifier} ({identifier:#x})")
     return entry
 
 
 def _identifier(key: bytes) -> int:
-    return int(key.rpartition(b":")[2])
+    if not is_region(key):
+        raise BadArgument(f"{key[:40]!r} is no region's key", hint="It is for nodes, not for people.")
+    return number(key.rpartition(b":")[2], "the id", low=1)
 
 
 def make(batch: Batch, request: list[bytes]) -> int:
     """MEMORY.KEPT.MAKE key size."""
+    _identifier(request[1])
     batch.put_entry(stored_key(request[1]), Entry(b"", mark=number(request[2], "the size", low=1)))
     return 1
 

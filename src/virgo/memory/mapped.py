@@ -158,7 +158,7 @@ class Mapped:
         record = self._read("_spaces", spaces.name_of(stored)) if entry.generation else None
         if record is not None and not Space.decode(record).counts(entry.generation):
             return False
-        if self._sketch is None:
+        if self._sketch is None or not self._sketch.counts:
             self._sketch = Sketch(Path(self.directory), create=False)
         self._sketch.use(stored)
         return True

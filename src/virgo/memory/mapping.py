@@ -188,7 +188,7 @@ class KeyMapping(MutableMapping[Key, bytes]):
             raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, (bytes, str)) and self._reach.there(self._raw(key))
+        return isinstance(key, (bytes, str, bytearray, memoryview)) and self._reach.there(self._raw(key))  # type: ignore[arg-type]
 
     # --- several keys -------------------------------------------------------------------------
 

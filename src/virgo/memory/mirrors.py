@@ -19,7 +19,16 @@ import random
 from collections.abc import Iterable
 from typing import Any, Final
 
-from virgo.errors import Conflict, DeadlineExceeded, DiskFull, NodeLost, NoNode, PoolFull, VirgoError
+from virgo.errors import (
+    BadArgument,
+    Conflict,
+    DeadlineExceeded,
+    DiskFull,
+    NodeLost,
+    NoNode,
+    PoolFull,
+    VirgoError,
+)
 from virgo.limits import (
     MEMORY_COPY_BYTES_MAX,
     MEMORY_MIRRORS_LOOK_S,
@@ -32,7 +41,7 @@ from virgo.limits import (
 )
 from virgo.memory import keeping, keyspace
 from virgo.memory.keeper import Sink
-from virgo.memory.keeping import Pair
+from virgo.memory.keeping import OPENING, Pair
 from virgo.memory.owner import OwnerBatch
 from virgo.memory.slots import Slots
 from virgo.memory.store import Store
@@ -144,6 +153,10 @@ class Mirrors:
     async def _put(self, _session: Session, request: list[bytes]) -> Encoded:
         """MEMORY.COPY.PUT owner [key record...]: have these; an empty record is a key that is gone."""
         owner, stored = integer(request[1], "the owner"), request[2::2]
+        if len(stored) != len(request[3::2]) or not all(map(_is_kept_twice, stored)):
+            raise BadArgument(
+                "these are no keys that are kept twice", hint="It is for nodes, not for people."
+            )
         await self._check_owner(owner, {each[0] << 8 | each[1] for each in stored})
         with self._store.batching() as batch:
             batch.writing()
@@ -185,8 +198,10 @@ class Mirrors:
         return OK
 
     async def _check_owner(self, owner: int, slots: Iterable[int]) -> None:
-        """Raise Conflict unless that node owns these slots as of now."""
-        wanted = [slot for slot in slots if slot >= MEMORY_SLOTS]
+        """Raise Conflict unless that node owns these slots as of now, and we do not."""
+        wanted = list(slots)
+        if owner == self._number or not all(MEMORY_SLOTS <= slot < MEMORY_SLOTS_ALL for slot in wanted):
+            raise BadArgument(f"node {owner} has no copies of these slots here", hint="It is for nodes.")
         if any(self._slots.table[slot] != owner for slot in wanted):
             await self._slots.refresh()
         if any(self._slots.table[slot] != owner for slot in wanted):
@@ -374,3 +389,8 @@ class Mirrors:
             slot = (stored[0] << 8 | stored[1]) + 1
             found.add(slot - 1)
         return found
+
+
+def _is_kept_twice(stored: bytes) -> bool:
+    """Whether that is the stored key of a key that is kept twice."""
+    return stored.startswith(OPENING, 2) and keyspace.stored_key(stored[2:]) == stored

@@ -42,6 +42,9 @@ class OwnerBatch(Batch):
         if not (self._touched or self._emptied):
             return None
         copies = self._store.copies
+        regions = {stored for stored in self._touched if is_region(stored[2:])}
+        self._store.kept_regions -= regions
+        self._store.kept_regions |= {stored for stored in regions if self.key(stored) is not None}
         for slot in {stored[0] << 8 | stored[1] for stored in self._touched} & copies.keys():
             copies[slot] = len(self.in_slot(slot))
         self._txn = None
@@ -92,8 +95,14 @@ class OwnerBatch(Batch):
         return found
 
     def count_keys(self) -> int:
-        """Keys that count here: without the second copies of others'."""
-        return super().count_keys() - sum(self._store.copies.values())
+        """Keys that count here: without the second copies of others', and without regions."""
+        copies = self._store.copies
+        regions = sum(1 for stored in self._store.kept_regions if (stored[0] << 8 | stored[1]) not in copies)
+        return super().count_keys() - sum(copies.values()) - regions
+
+    def find_kept_regions(self) -> set[bytes]:
+        """The stored keys of all kept regions that are here."""
+        return {stored for mark in marks() for stored in self.with_prefix(mark + REGION)}
 
     # --- room and serials -----------------------------------------------------------------------
 

@@ -31,6 +31,11 @@ class Sketch:
     def __repr__(self) -> str:
         return f"<Sketch{'' if self._counts else ' without counts'}>"
 
+    @property
+    def counts(self) -> bool:
+        """Whether there is a file to count in."""
+        return self._counts is not None
+
     def use(self, stored: bytes) -> None:
         """Count a use of a key."""
         if self._counts is None:

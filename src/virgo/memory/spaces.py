@@ -18,7 +18,7 @@ import msgspec
 
 from virgo.errors import BadArgument, Busy
 from virgo.limits import MEMORY_SPACE_NAME_BYTES_MAX, MEMORY_SPACES_MAX
-from virgo.memory.keeping import PLAIN, keep_of
+from virgo.memory.keeping import OPENING, PLAIN, keep_of
 from virgo.memory.keyspace import NOWHERE
 
 SEPARATOR = b":"
@@ -72,10 +72,12 @@ def name_of(stored: bytes) -> bytes:
 
 def check_name(name: bytes) -> None:
     """Raise BadArgument unless a namespace may be called so."""
-    if not name or SEPARATOR in name or len(name) > MEMORY_SPACE_NAME_BYTES_MAX:
+    mark = keep_of(name).mark
+    inside = OPENING in name[len(mark) :]
+    if name == mark or SEPARATOR in name or len(name) > MEMORY_SPACE_NAME_BYTES_MAX or inside:
         raise BadArgument(
             f"a namespace cannot be called {name[:40]!r}",
-            hint=f"1 to {MEMORY_SPACE_NAME_BYTES_MAX} bytes without a colon; its keys are `name:...`.",
+            hint=f"1 to {MEMORY_SPACE_NAME_BYTES_MAX} bytes without a colon; a mark, if any, is in front.",
         )
 
 

@@ -72,6 +72,7 @@ class Store(Tables):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
         self.unswept: set[bytes] = set()  # namespaces of which dropped keys may still be here
+        self.kept_regions: set[bytes] = set()  # stored keys that are regions, which count as no keys
         self.copies: dict[int, int] = {}  # by slot, how many keys are here as second copies of another's
         self.keeper = Keeper()
         self._owner = self._own()
@@ -119,11 +120,12 @@ class Store(Tables):
     @functools.cached_property
     def evictor(self) -> Evictor:
         """Who makes room."""
+        self.count_uses()
         return Evictor(self.sketch)
 
     def count_uses(self) -> None:
         """From now on count the uses of keys that may be evicted, those by other processes too."""
-        if "sketch" not in self.__dict__:
+        if not self.sketch.counts:
             self.__dict__["sketch"] = Sketch(self.directory, create=True)
 
     def _open(self, capacity_bytes: int, map_bytes: int, *, evicts: bool) -> None:
@@ -142,6 +144,8 @@ class Store(Tables):
             self.count_uses()
         self._become(kept._replace(capacity_bytes=capacity_bytes, open=True, evicts=evicts), kept)
         env.reader_check()
+        with self.batching() as batch:
+            self.kept_regions = batch.find_kept_regions()
 
     def attend(self) -> None:
         """While the disk is full write by system calls, which fail where the map would be a signal.
