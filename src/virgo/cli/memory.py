@@ -77,7 +77,7 @@ def top(
 ) -> None:
     """Show what the pool is doing, again and again; with --json a line for each look.
 
-    Reads and changes that programs make by mapping are among the changes, and not among the gets.
+    Changes that programs make by mapping are among the changes; their reads are in no figure.
     """
     with connected() as cloud:
         before, began = cloud.memory.pool(), time.monotonic()
