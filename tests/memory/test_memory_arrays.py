@@ -148,7 +148,16 @@ def test_one_writes_at_a_time(cloud: Cloud) -> None:
         with first.writing():  # it has the lease anyway, and keeps it
             first[1] = 1
         assert first.held
-        threading.Timer(0.1, first.release).start()
+        first.release()
+        entered = threading.Event()
+
+        def hold() -> None:
+            with first.writing():
+                entered.set()
+                time.sleep(0.1)
+
+        threading.Thread(target=hold).start()
+        assert entered.wait(10)
         with second.writing(timeout_s=5):
             second[0] = 7
             with pytest.raises(Busy):

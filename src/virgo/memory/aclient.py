@@ -89,8 +89,8 @@ class AsyncMemoryClient(AsyncKeyMapping):
     async def array(self, shape: Any, dtype: Any = float, *, node: str | None = None) -> SharedArray:
         """A NumPy array of zeros in shared memory; see `MemoryClient.array`.
 
-        Its own `free`, `refresh` and `write` are awaited, as are those of its region; what concerns the lease
-        is done at once, so with a timeout do it in a thread.
+        Its own `free`, `refresh` and `write` are awaited, as are those of its region; to wait for the
+        lease there is `writing_async`. The loop's thread has it at first, until `release`.
         """
         arrays = load_arrays()
         size, note = arrays.describe(shape, dtype)

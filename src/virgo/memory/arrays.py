@@ -11,12 +11,13 @@ when the region has been freed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import math
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -29,7 +30,7 @@ from virgo.memory import descriptors
 from virgo.memory.leases import Lease
 from virgo.memory.regioncalls import SegmentInfo
 from virgo.memory.segments import Segment
-from virgo.wire.call import whole
+from virgo.wire.call import seconds, whole
 
 _writable: WeakValueDictionary[int, SharedArray] = WeakValueDictionary()
 
@@ -44,11 +45,10 @@ class SharedArray(np.ndarray[Any, Any]):
     region: Any
     _info: SegmentInfo
     _lease: Lease | None
-    _owner: int
     _fetch: Callable[[SharedArray], Any]
 
     def __array_finalize__(self, _source: object) -> None:
-        self.region, self._lease, self._owner = None, None, 0
+        self.region, self._lease = None, None
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         """What is calculated is a plain array, unless it is written into this one."""
@@ -82,43 +82,88 @@ class SharedArray(np.ndarray[Any, Any]):
     def acquire(self, timeout_s: float = 0.0) -> None:
         """Have the lease, and so write in place until `release`; nothing if this thread has it already.
 
+        A thread that ends without releasing it keeps it; then any other one may release it.
+
         Raises:
             Busy: another thread or process has it, for so many seconds. UnknownId: the array was freed.
-            BadArgument: its memory is on another machine.
+            BadArgument: its memory is on another machine. WrongType: `timeout_s` is no number.
         """
-        if self._lease is None:
-            raise self._read_only()
-        me = threading.get_ident()
-        if self._lease.held and self._owner == me:
+        lease, me = self._leased(), threading.current_thread()
+        timeout_s = seconds(timeout_s)
+        if lease.owner is me:
             return
-        try:
-            self._lease.acquire(timeout_s)
-        except NotRunning as error:
-            if self._lease.segment.exists():
-                raise Denied(
-                    f"{error.message}: it is another user's", hint="Write by region.write."
-                ) from error
-            raise UnknownId(f"the array of region {self.region.id:#x} was freed") from None
-        self._owner = me
-        self.flags.writeable = True
-        _writable[id(self)] = self
+        with self._explained(lease):
+            lease.acquire(timeout_s, me)
+        self._write_now()
 
     def release(self) -> None:
-        """Let go of the lease: from now on the array is read-only here. Nothing if it is not held."""
-        if self._lease is not None and self._lease.held:
-            self.flags.writeable = False
-            self._lease.release()
+        """Let go of the lease: from now on the array is read-only here. Nothing if it is not held.
+
+        Raises BadArgument if another thread or task of this process has acquired it, and has not ended.
+        """
+        owner = None if self._lease is None else self._lease.owner
+        if not _is_ours(owner):
+            raise BadArgument(
+                f"the lease of the array of region {self.region.id:#x} is of {owner!r:.100}",
+                hint="Who has acquired it releases it.",
+            )
+        self._let_go()
 
     @contextlib.contextmanager
     def writing(self, timeout_s: float = 0.0) -> Iterator[SharedArray]:
         """Hold the lease for a `with` block, or for as long as this thread does anyway; see `acquire`."""
-        kept = self.held and self._owner == threading.get_ident()
+        kept = self._lease is not None and self._lease.owner is threading.current_thread()
         self.acquire(timeout_s)
         try:
             yield self
         finally:
             if not kept:
                 self.release()
+
+    @contextlib.asynccontextmanager
+    async def writing_async(self, timeout_s: float = 0.0) -> AsyncIterator[SharedArray]:
+        """Hold the lease for an `async with` block of this task; others wait for it, and so do other tasks.
+
+        What a thread has acquired, the event loop's too, no task has. Raises as `acquire`.
+        """
+        lease, me = self._leased(), asyncio.current_task()
+        timeout_s = seconds(timeout_s)
+        kept = lease.owner is me
+        if not kept:
+            with self._explained(lease):
+                await lease.acquire_async(timeout_s, me)
+            self._write_now()
+        try:
+            yield self
+        finally:
+            if not kept:
+                self.release()
+
+    def _leased(self) -> Lease:
+        if self._lease is None:
+            raise self._read_only()
+        return self._lease
+
+    @contextlib.contextmanager
+    def _explained(self, lease: Lease) -> Iterator[None]:
+        """What it means for an array that its segment cannot be opened."""
+        try:
+            yield
+        except NotRunning as error:
+            if lease.segment.exists():
+                raise Denied(
+                    f"{error.message}: it is another user's", hint="Write by region.write."
+                ) from error
+            raise UnknownId(f"the array of region {self.region.id:#x} was freed") from None
+
+    def _write_now(self) -> None:
+        self.flags.writeable = True
+        _writable[id(self)] = self
+
+    def _let_go(self) -> None:
+        if self._lease is not None and self._lease.held:
+            self.flags.writeable = False
+            self._lease.release()
 
     def _read_only(self) -> BadArgument:
         if self.region is None:
@@ -152,7 +197,7 @@ class SharedArray(np.ndarray[Any, Any]):
 
     def free(self) -> Any:
         """Give the memory back; who has it mapped keeps the pages. Raises UnknownId if it was freed."""
-        self.release()
+        self._let_go()
         return self.region.free()
 
     def __enter__(self) -> SharedArray:
@@ -170,6 +215,23 @@ class SharedArray(np.ndarray[Any, Any]):
         done = self.free()
         if isinstance(done, Awaitable):
             await done
+
+
+def _is_ours(owner: object) -> bool:
+    """Whether a lease that was acquired for that one is ours to release: also if its owner has ended."""
+    if isinstance(owner, asyncio.Task):
+        return owner.done() or owner is _task()
+    return (
+        not isinstance(owner, threading.Thread) or owner is threading.current_thread() or not owner.is_alive()
+    )
+
+
+def _task() -> object:
+    """The task that runs in this thread, if one does."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def arrived(info: SegmentInfo) -> SharedArray:

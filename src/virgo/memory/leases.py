@@ -6,8 +6,11 @@ nobody in between; for any other the node is asked, which asks the home.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import mmap
+import os
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from virgo.memory.segments import Segment
 
 T = TypeVar("T")
+_leases: weakref.WeakSet[Lease] = weakref.WeakSet()
 
 
 class Nearby:
@@ -74,12 +78,12 @@ class Lease:
         segment: what it is of.
     """
 
-    __slots__ = ("_descriptor", "_forks", "segment")
+    __slots__ = ("__weakref__", "_held", "_turn", "segment")
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        self._descriptor = -1
-        self._forks = 0
+        self.renew()
+        _leases.add(self)
 
     def __repr__(self) -> str:
         return f"<Lease of {self.segment!r} {'held' if self.held else 'not held'}>"
@@ -87,29 +91,72 @@ class Lease:
     def __del__(self) -> None:
         self.release()
 
+    def renew(self) -> None:
+        """Begin anew, not held: what was held is another process's."""
+        self._held: list[tuple[int, object]] = []  # descriptor and owner: come and go in one step
+        self._turn = threading.Lock()  # of whoever has it or is about to
+
     @property
     def held(self) -> bool:
         """Whether we have it."""
-        return self._descriptor >= 0 and self._forks == descriptors.forks()
+        return bool(self._held)
 
-    def acquire(self, timeout_s: float = 0.0) -> None:
+    @property
+    def owner(self) -> object:
+        """For whom it was acquired, None if it is not held."""
+        for _descriptor, owner in self._held[:1]:
+            return owner
+        return None
+
+    def acquire(self, timeout_s: float = 0.0, owner: object = None) -> None:
         """Have it. Raises Busy if another one has it for so long, NotRunning if the segment is gone."""
         deadline = time.monotonic() + timeout_s
-        while self.held:  # by another thread: one that asks twice would wait for itself
+        if not self._turn.acquire(timeout=min(max(0.0, timeout_s), threading.TIMEOUT_MAX)):
+            raise self._busy()  # by another thread: one that asks twice would wait for itself
+        self._have(deadline, owner)
+
+    async def acquire_async(self, timeout_s: float, owner: object) -> None:
+        """As `acquire`, while the event loop goes on; of all its tasks one at a time waits in a thread."""
+        deadline = time.monotonic() + timeout_s
+        while not self._turn.acquire(blocking=False):
             if time.monotonic() > deadline:
-                raise Busy(
-                    f"region {self.segment.identifier:#x} is leased to this very array",
-                    hint="Whoever has acquired it in this process must release it first.",
-                )
-            time.sleep(MEMORY_LEASE_POLL_S)
-        self._descriptor = self.segment.lease(max(0.0, deadline - time.monotonic()))
-        self._forks = descriptors.forks()
+                raise self._busy()
+            await asyncio.sleep(MEMORY_LEASE_POLL_S)
+        having = asyncio.ensure_future(asyncio.to_thread(self._have, deadline, owner))
+        try:
+            await asyncio.shield(having)
+        except asyncio.CancelledError:
+            having.add_done_callback(self._drop)
+            raise
+
+    def _drop(self, had: asyncio.Future[None]) -> None:
+        """Nobody waits for it any more."""
+        if not had.cancelled() and had.exception() is None:
+            self.release()
+
+    def _have(self, deadline: float, owner: object) -> None:
+        """Have the turn be the lease, or give it back."""
+        turn = self._turn
+        try:
+            self._held.append((self.segment.lease(max(0.0, deadline - time.monotonic())), owner))
+        except BaseException:
+            turn.release()
+            raise
+
+    def _busy(self) -> Busy:
+        return Busy(
+            f"region {self.segment.identifier:#x} is leased to this very array",
+            hint="Whoever has acquired it in this process must release it first.",
+        )
 
     def release(self) -> None:
-        """Let go; nothing if it is not held."""
-        if self.held:
-            descriptors.shut(self._descriptor)
-        self._descriptor = -1
+        """Let go, whoever has it; nothing if it is not held."""
+        try:
+            descriptor, _owner = self._held.pop()
+        except IndexError:
+            return
+        descriptors.shut(descriptor)
+        self._turn.release()
 
 
 class View:
@@ -176,3 +223,11 @@ def not_near(identifier: int, what: str) -> BadArgument:
         f"{what} needs region {identifier:#x} to be a shared one of this machine",
         hint="malloc(size, shared=True, node=...) makes one; read and write serve every region.",
     )
+
+
+def _after_fork_in_child() -> None:
+    for lease in list(_leases):
+        lease.renew()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
