@@ -104,9 +104,10 @@ class AsyncMemoryClient(AsyncKeyMapping):
         info = await self._reach.run(regioncalls.segment(identifier))
         if info is None:
             raise arrays.no_array(identifier)
-        array: SharedArray = arrays.build(
-            info, self._near.learn(info), AsyncRegion(self, info.id, info.size), self._refresh
-        )
+        segment = self._near.learn(info)
+        if segment is not None:
+            await asyncio.to_thread(segment.settle)  # which may wait
+        array: SharedArray = arrays.build(info, segment, AsyncRegion(self, info.id, info.size), self._refresh)
         await array.refresh()
         return array
 
@@ -120,7 +121,7 @@ class AsyncMemoryClient(AsyncKeyMapping):
         segment = await self.segment(identifier)
         if segment is None:
             raise not_near(identifier, "a descriptor")
-        return descriptor_of(segment, write=write)
+        return await asyncio.to_thread(descriptor_of, segment, write=write)
 
     async def _on_file(self, identifier: int, work: Callable[[Segment], T], call: Call[T]) -> T:
         """On the file of a shared region that is known to be near, in a thread; else by the node."""

@@ -204,7 +204,8 @@ class View:
 
 
 def descriptor_of(segment: Segment, *, write: bool) -> int:
-    """A descriptor of the file that the caller closes."""
+    """A descriptor of the file that the caller closes. Raises Busy; see `Segment.settle`."""
+    segment.settle()
     return descriptors.give_away(segment.open(write=write))
 
 
