@@ -163,7 +163,7 @@ MEMORY_SEGMENT_WAIT_S: Final = 3.0
 # Threads of a node in which shared regions are read and written. A region whose writer is stopped takes one
 # of them for so long, whoever asks for it.
 MEMORY_SEGMENT_THREADS_MAX: Final = 32
-# A thread that waits for another one's lease of the same array looks this often.
+# A task that waits for another one's lease of the same array looks this often.
 MEMORY_LEASE_POLL_S: Final = 0.002
 # A directory for segments that was made so long ago and has no owner yet is nobody's.
 MEMORY_SEGMENTS_STRAY_S: Final = 60.0

@@ -13,11 +13,12 @@ What asks the node is a method that is awaited, also where the blocking face has
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from virgo.errors import NotRunning
+from virgo.errors import NotRunning, VirgoError
 from virgo.memory import calls, regioncalls
 from virgo.memory.amapping import AsyncKeyMapping, AsyncNamespace, AsyncReach
 from virgo.memory.aregion import AsyncRegion
@@ -95,7 +96,13 @@ class AsyncMemoryClient(AsyncKeyMapping):
         arrays = load_arrays()
         size, note = arrays.describe(shape, dtype)
         call = regioncalls.malloc(size, node or regioncalls.HERE, shared=True, note=note)
-        found: SharedArray = arrays.creator(await self.attach(await self._reach.run(call)))
+        identifier = await self._reach.run(call)
+        try:
+            found: SharedArray = arrays.creator(await self.attach(identifier))
+        except BaseException:
+            with contextlib.suppress(VirgoError):  # which is no more than what went wrong first
+                await self.free_region(identifier)
+            raise
         return found
 
     async def attach(self, identifier: int) -> SharedArray:

@@ -11,7 +11,6 @@ when the region has been freed.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import math
@@ -50,6 +49,20 @@ class SharedArray(np.ndarray[Any, Any]):
     def __array_finalize__(self, _source: object) -> None:
         self.region, self._lease = None, None
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
+        """What is calculated is a plain array; only who has the lease may have it written into this one."""
+        for target in (*inputs[:1], *out) if method == "at" else out:
+            if isinstance(target, SharedArray):
+                target._check_writable()
+        if out:
+            options["out"] = tuple(plain(each) for each in out)
+        found = getattr(ufunc, method)(*(plain(each) for each in inputs), **options)
+        if not out:
+            return found
+        if len(out) == 1:
+            return found if out[0] is None else out[0]
+        return tuple(new if given is None else given for new, given in zip(found, out, strict=True))
+
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         """What is calculated is a plain array, unless it is written into this one."""
         if array is self:
@@ -62,9 +75,18 @@ class SharedArray(np.ndarray[Any, Any]):
         return found.view(np.ndarray) if isinstance(found, SharedArray) else found
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if not self.flags.writeable and self.region is not None:
-            raise self._read_only()
+        self._check_writable()
         super().__setitem__(key, value)
+
+    def copy(self, order: Any = "C") -> Any:
+        """A plain array of its own."""
+        return self.view(np.ndarray).copy(order)
+
+    def __copy__(self) -> Any:
+        return self.copy("K")
+
+    def __deepcopy__(self, _memo: Any) -> Any:
+        return self.copy("K")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """It travels as its id; elsewhere it is attached, and on its machine so without a copy."""
@@ -126,12 +148,14 @@ class SharedArray(np.ndarray[Any, Any]):
 
         What a thread has acquired, the event loop's too, no task has. Raises as `acquire`.
         """
-        lease, me = self._leased(), asyncio.current_task()
+        from virgo.memory import aleases  # the blocking face does without asyncio
+
+        lease, me = self._leased(), aleases.current()
         timeout_s = seconds(timeout_s)
         kept = lease.owner is me
         if not kept:
             with self._explained(lease):
-                await lease.acquire_async(timeout_s, me)
+                await aleases.acquire(lease, timeout_s, me)
             self._write_now()
         try:
             yield self
@@ -165,11 +189,21 @@ class SharedArray(np.ndarray[Any, Any]):
             self.flags.writeable = False
             self._lease.release()
 
-    def _read_only(self) -> BadArgument:
+    def _check_writable(self) -> None:
+        if not self.flags.writeable and self.region is not None:
+            raise self._read_only()
+
+    def _of_region(self) -> Any:
+        """Its region. Raises BadArgument for a part of one, which has none."""
         if self.region is None:
-            return BadArgument(
-                "this was made of a shared array, and is none", hint="Its source has the lease: ask that."
+            raise BadArgument(
+                "this was made of a shared array, and is none",
+                hint="Its source has the region and the lease: ask that.",
             )
+        return self.region
+
+    def _read_only(self) -> BadArgument:
+        self._of_region()
         what = f"the array of region {self.region.id:#x}"
         if self._lease is None:
             return BadArgument(
@@ -189,19 +223,21 @@ class SharedArray(np.ndarray[Any, Any]):
             Busy: somebody, this array included, holds the lease. TooLarge: they do not fit.
         """
         data = np.ascontiguousarray(values, dtype=self.dtype).tobytes()
-        return self.region.write(data, whole(start, "the start") * self.itemsize)
+        return self._of_region().write(data, whole(start, "the start") * self.itemsize)
 
     def refresh(self) -> Any:
         """Have a copy hold what the array holds now; one whose memory is on this machine does anyway."""
+        self._of_region()
         return self._fetch(self)
 
     def free(self) -> Any:
         """Give the memory back; who has it mapped keeps the pages. Raises UnknownId if it was freed."""
+        region = self._of_region()
         self._let_go()
-        return self.region.free()
+        return region.free()
 
     def __enter__(self) -> SharedArray:
-        if inspect.iscoroutinefunction(self.region.free):
+        if inspect.iscoroutinefunction(self._of_region().free):
             raise BadArgument("freeing this array is awaited", hint="`async with array:`")
         return self
 
@@ -219,19 +255,18 @@ class SharedArray(np.ndarray[Any, Any]):
 
 def _is_ours(owner: object) -> bool:
     """Whether a lease that was acquired for that one is ours to release: also if its owner has ended."""
-    if isinstance(owner, asyncio.Task):
-        return owner.done() or owner is _task()
-    return (
-        not isinstance(owner, threading.Thread) or owner is threading.current_thread() or not owner.is_alive()
-    )
+    if owner is None or owner is threading.current_thread():
+        return True
+    if isinstance(owner, threading.Thread):
+        return not owner.is_alive()
+    from virgo.memory import aleases  # which a task has loaded
+
+    return aleases.is_ours(owner)
 
 
-def _task() -> object:
-    """The task that runs in this thread, if one does."""
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
+def plain(given: Any) -> Any:
+    """As NumPy's own class, if it is ours."""
+    return given.view(np.ndarray) if isinstance(given, SharedArray) else given
 
 
 def arrived(info: SegmentInfo) -> SharedArray:
@@ -261,6 +296,10 @@ def describe(shape: Any, dtype: Any) -> tuple[int, str]:
         kind = np.dtype(dtype)
     except TypeError as error:
         raise BadArgument(f"{dtype!r:.60} is no type of elements: {error}", hint="float, 'i4', ...") from None
+    if kind.subdtype is not None:
+        raise BadArgument(
+            f"{kind} is itself an array, and no type of elements", hint="Make its sides part of the shape."
+        )
     if kind.hasobject:
         raise BadArgument(
             f"an array of {kind} cannot be shared: it holds references",
@@ -269,6 +308,8 @@ def describe(shape: Any, dtype: Any) -> tuple[int, str]:
     sides = [whole(side, "a side") for side in (shape if isinstance(shape, tuple | list) else (shape,))]
     if any(side < 0 for side in sides):
         raise BadArgument(f"the shape {tuple(sides)} has a negative side", hint="0 or more elements each.")
+    if not _possible(len(sides), kind):
+        raise BadArgument(f"NumPy has no arrays of {len(sides)} sides", hint="Use fewer and longer ones.")
     note = {"shape": sides, "dtype": np.lib.format.dtype_to_descr(kind)}
     return max(1, math.prod(sides) * kind.itemsize), msgspec.json.encode(note).decode()
 
@@ -279,11 +320,21 @@ def parse(info: SegmentInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
         note = msgspec.json.decode(info.note.encode(), type=_Note)
         kind = np.lib.format.descr_to_dtype(_tuples(note.dtype))
         fits = 0 <= math.prod(note.shape) * kind.itemsize <= info.size
-        if kind.hasobject or not fits or any(side < 0 for side in note.shape):
+        sound = all(side >= 0 for side in note.shape) and _possible(len(note.shape), kind)
+        if kind.hasobject or not fits or not sound:
             raise ValueError(info.note)
     except (msgspec.DecodeError, ValueError, TypeError, KeyError, IndexError, SyntaxError):
         raise no_array(info.id) from None
     return tuple(note.shape), kind
+
+
+def _possible(sides: int, kind: np.dtype[Any]) -> bool:
+    """Whether NumPy has arrays of so many sides: a bound of its own, which its versions differ in."""
+    try:
+        np.empty((0,) * sides, kind)
+    except ValueError:
+        return False
+    return True
 
 
 class _Note(msgspec.Struct):

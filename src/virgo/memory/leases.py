@@ -6,7 +6,6 @@ nobody in between; for any other the node is asked, which asks the home.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import mmap
 import os
@@ -18,8 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virgo.errors import BadArgument, Busy, NotLoaded, NotRunning
-from virgo.limits import MEMORY_LEASE_POLL_S
 from virgo.memory import descriptors
+from virgo.wire.call import seconds
 
 if TYPE_CHECKING:
     from virgo.memory.regioncalls import SegmentInfo
@@ -111,43 +110,25 @@ class Lease:
     def acquire(self, timeout_s: float = 0.0, owner: object = None) -> None:
         """Have it. Raises Busy if another one has it for so long, NotRunning if the segment is gone."""
         deadline = time.monotonic() + timeout_s
+        self.take_turn(timeout_s)  # one that asks twice waits for itself
+        self.have(deadline, owner)
+
+    def take_turn(self, timeout_s: float) -> None:
+        """Be the one of this process that may `have` it. Raises Busy."""
         if not self._turn.acquire(timeout=min(max(0.0, timeout_s), threading.TIMEOUT_MAX)):
-            raise self._busy()  # by another thread: one that asks twice would wait for itself
-        self._have(deadline, owner)
+            raise Busy(
+                f"region {self.segment.identifier:#x} is leased to this very array",
+                hint="Whoever has acquired it in this process must release it first.",
+            )
 
-    async def acquire_async(self, timeout_s: float, owner: object) -> None:
-        """As `acquire`, while the event loop goes on; of all its tasks one at a time waits in a thread."""
-        deadline = time.monotonic() + timeout_s
-        while not self._turn.acquire(blocking=False):
-            if time.monotonic() > deadline:
-                raise self._busy()
-            await asyncio.sleep(MEMORY_LEASE_POLL_S)
-        having = asyncio.ensure_future(asyncio.to_thread(self._have, deadline, owner))
-        try:
-            await asyncio.shield(having)
-        except asyncio.CancelledError:
-            having.add_done_callback(self._drop)
-            raise
-
-    def _drop(self, had: asyncio.Future[None]) -> None:
-        """Nobody waits for it any more."""
-        if not had.cancelled() and had.exception() is None:
-            self.release()
-
-    def _have(self, deadline: float, owner: object) -> None:
-        """Have the turn be the lease, or give it back."""
+    def have(self, deadline: float, owner: object) -> None:
+        """Have it, or give the turn back."""
         turn = self._turn
         try:
             self._held.append((self.segment.lease(max(0.0, deadline - time.monotonic())), owner))
         except BaseException:
             turn.release()
             raise
-
-    def _busy(self) -> Busy:
-        return Busy(
-            f"region {self.segment.identifier:#x} is leased to this very array",
-            hint="Whoever has acquired it in this process must release it first.",
-        )
 
     def release(self) -> None:
         """Let go, whoever has it; nothing if it is not held."""
@@ -165,7 +146,7 @@ class View:
     def __init__(self, found: Segment | bytes, *, write: bool, timeout_s: float) -> None:
         self._found = found
         self._write = write
-        self._timeout_s = timeout_s
+        self._timeout_s = seconds(timeout_s)
         self._lease: Lease | None = None
         self._memory: memoryview | None = None
         self._map: mmap.mmap | None = None
