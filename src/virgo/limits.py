@@ -160,7 +160,10 @@ MEMORY_NOTE_BYTES_MAX: Final = 2 * KiB
 # A write of a shared region takes so long at most (that of 1 GiB takes about one second); who still keeps the
 # others out then is stopped.
 MEMORY_SEGMENT_WAIT_S: Final = 3.0
-# A thread that waits for another one's lease of the same array looks this often.
+# Threads of a node in which shared regions are read and written. A region whose writer is stopped takes one
+# of them for so long, whoever asks for it.
+MEMORY_SEGMENT_THREADS_MAX: Final = 32
+# A task that waits for another one's lease of the same array looks this often.
 MEMORY_LEASE_POLL_S: Final = 0.002
 # A directory for segments that was made so long ago and has no owner yet is nobody's.
 MEMORY_SEGMENTS_STRAY_S: Final = 60.0

@@ -20,7 +20,7 @@ import pytest
 from virgo.errors import Busy, DiskFull, NotRunning
 from virgo.limits import MiB
 from virgo.memory import segments
-from virgo.memory.leases import Lease
+from virgo.memory.leases import Lease, View
 from virgo.memory.segments import Segment, total_bytes
 
 KILLS = int(os.environ.get("VIRGO_TEST_KILLS", "15"))
@@ -194,6 +194,20 @@ def test_kill_9_at_each_step(segment: Segment, kind: str) -> None:
         segment.write(b"x", len(found) - 1 if found else 0)  # the next writer gets its turn at once
         assert segment.read()[:-1] == found[:-1]
     assert step > 1
+
+
+def test_a_mapping_shows_no_half_of_what_a_killed_writer_wrote(segment: Segment) -> None:
+    """After a kill at any step what is mapped then is the old or the new value, whoever looks first."""
+    new = b"new" * 50_000
+    for step in range(1, 10):
+        segment.write(OLD)
+        child = os.fork()
+        if child == 0:
+            with dying(step):
+                segment.write(new)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert bytes(View(segment, write=False, timeout_s=0).hold()) in (OLD, new), f"torn at step {step}"
 
 
 def test_a_stopped_writer_is_busy_and_no_hang(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,12 +50,14 @@ Regions:
     kept          regions that are durable, or on two nodes
     shared        regions that are files in shared memory, on their node
     shelf         the directory in which these lie
+    turns         who waits for which region, in threads of their own
 
 Shared regions as every process of the machine has them:
 
     segments      one file: its bytes, what keeps them whole, the lease
     descriptors   that carry locks, and are not for forked children
     leases        which segments are near, views, the right to write in place
+    aleases       leases of tasks
     arrays        NumPy arrays in them
 
 And: `service`, the node's module; `memcached`, memcached's protocols over the keys; `overview` and `figures`,

@@ -13,11 +13,12 @@ What asks the node is a method that is awaited, also where the blocking face has
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from virgo.errors import NotRunning
+from virgo.errors import NotRunning, VirgoError
 from virgo.memory import calls, regioncalls
 from virgo.memory.amapping import AsyncKeyMapping, AsyncNamespace, AsyncReach
 from virgo.memory.aregion import AsyncRegion
@@ -89,13 +90,19 @@ class AsyncMemoryClient(AsyncKeyMapping):
     async def array(self, shape: Any, dtype: Any = float, *, node: str | None = None) -> SharedArray:
         """A NumPy array of zeros in shared memory; see `MemoryClient.array`.
 
-        Its own `free`, `refresh` and `write` are awaited, as are those of its region; what concerns the lease
-        is done at once, so with a timeout do it in a thread.
+        Its own `free`, `refresh` and `write` are awaited, as are those of its region; to wait for the
+        lease there is `writing_async`. The loop's thread has it at first, until `release`.
         """
         arrays = load_arrays()
         size, note = arrays.describe(shape, dtype)
         call = regioncalls.malloc(size, node or regioncalls.HERE, shared=True, note=note)
-        found: SharedArray = arrays.creator(await self.attach(await self._reach.run(call)))
+        identifier = await self._reach.run(call)
+        try:
+            found: SharedArray = arrays.creator(await self.attach(identifier))
+        except BaseException:
+            with contextlib.suppress(VirgoError):  # which is no more than what went wrong first
+                await self.free_region(identifier)
+            raise
         return found
 
     async def attach(self, identifier: int) -> SharedArray:
@@ -104,9 +111,10 @@ class AsyncMemoryClient(AsyncKeyMapping):
         info = await self._reach.run(regioncalls.segment(identifier))
         if info is None:
             raise arrays.no_array(identifier)
-        array: SharedArray = arrays.build(
-            info, self._near.learn(info), AsyncRegion(self, info.id, info.size), self._refresh
-        )
+        segment = self._near.learn(info)
+        if segment is not None:
+            await asyncio.to_thread(segment.settle)  # which may wait
+        array: SharedArray = arrays.build(info, segment, AsyncRegion(self, info.id, info.size), self._refresh)
         await array.refresh()
         return array
 
@@ -120,7 +128,7 @@ class AsyncMemoryClient(AsyncKeyMapping):
         segment = await self.segment(identifier)
         if segment is None:
             raise not_near(identifier, "a descriptor")
-        return descriptor_of(segment, write=write)
+        return await asyncio.to_thread(descriptor_of, segment, write=write)
 
     async def _on_file(self, identifier: int, work: Callable[[Segment], T], call: Call[T]) -> T:
         """On the file of a shared region that is known to be near, in a thread; else by the node."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from virgo.memory.calls import Data
 from virgo.memory.regioncalls import RegionInfo
+from virgo.wire.call import whole
 
 if TYPE_CHECKING:
     from virgo.memory.aclient import AsyncMemoryClient
@@ -76,11 +77,11 @@ class AsyncRegion:
 
     async def read(self, offset: int = 0, size: int | None = None) -> bytes:
         """Bytes of the value, of one moment; see `Region.read`."""
-        return await self._client.read_region(self.id, offset, size)
+        return await self._client.read_region(self.id, whole(offset, "the offset"), size)
 
     async def write(self, data: Data, offset: int = 0) -> None:
         """Write over a part of the value; see `Region.write`."""
-        await self._client.set_region(self.id, data, offset)
+        await self._client.set_region(self.id, data, whole(offset, "the offset"))
 
     def view(self, *, write: bool = False, timeout_s: float = 0.0) -> AsyncView:
         """The bytes as a memoryview, for the time of an `async with` block; see `Region.view`.

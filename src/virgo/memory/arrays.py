@@ -16,7 +16,7 @@ import inspect
 import math
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -29,7 +29,7 @@ from virgo.memory import descriptors
 from virgo.memory.leases import Lease
 from virgo.memory.regioncalls import SegmentInfo
 from virgo.memory.segments import Segment
-from virgo.wire.call import whole
+from virgo.wire.call import seconds, whole
 
 _writable: WeakValueDictionary[int, SharedArray] = WeakValueDictionary()
 
@@ -44,11 +44,24 @@ class SharedArray(np.ndarray[Any, Any]):
     region: Any
     _info: SegmentInfo
     _lease: Lease | None
-    _owner: int
     _fetch: Callable[[SharedArray], Any]
 
     def __array_finalize__(self, _source: object) -> None:
-        self.region, self._lease, self._owner = None, None, 0
+        self.region, self._lease = None, None
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
+        """What is calculated is a plain array; only who has the lease may have it written into this one."""
+        for target in (*inputs[:1], *out) if method == "at" else out:
+            if isinstance(target, SharedArray):
+                target._check_writable()
+        if out:
+            options["out"] = tuple(plain(each) for each in out)
+        found = getattr(ufunc, method)(*(plain(each) for each in inputs), **options)
+        if not out:
+            return found
+        if len(out) == 1:
+            return found if out[0] is None else out[0]
+        return tuple(new if given is None else given for new, given in zip(found, out, strict=True))
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         """What is calculated is a plain array, unless it is written into this one."""
@@ -62,9 +75,18 @@ class SharedArray(np.ndarray[Any, Any]):
         return found.view(np.ndarray) if isinstance(found, SharedArray) else found
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if not self.flags.writeable and self.region is not None:
-            raise self._read_only()
+        self._check_writable()
         super().__setitem__(key, value)
+
+    def copy(self, order: Any = "C") -> Any:
+        """A plain array of its own."""
+        return self.view(np.ndarray).copy(order)
+
+    def __copy__(self) -> Any:
+        return self.copy("K")
+
+    def __deepcopy__(self, _memo: Any) -> Any:
+        return self.copy("K")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """It travels as its id; elsewhere it is attached, and on its machine so without a copy."""
@@ -82,37 +104,37 @@ class SharedArray(np.ndarray[Any, Any]):
     def acquire(self, timeout_s: float = 0.0) -> None:
         """Have the lease, and so write in place until `release`; nothing if this thread has it already.
 
+        A thread that ends without releasing it keeps it; then any other one may release it.
+
         Raises:
             Busy: another thread or process has it, for so many seconds. UnknownId: the array was freed.
-            BadArgument: its memory is on another machine.
+            BadArgument: its memory is on another machine. WrongType: `timeout_s` is no number.
         """
-        if self._lease is None:
-            raise self._read_only()
-        me = threading.get_ident()
-        if self._lease.held and self._owner == me:
+        lease, me = self._leased(), threading.current_thread()
+        timeout_s = seconds(timeout_s)
+        if lease.owner is me:
             return
-        try:
-            self._lease.acquire(timeout_s)
-        except NotRunning as error:
-            if self._lease.segment.exists():
-                raise Denied(
-                    f"{error.message}: it is another user's", hint="Write by region.write."
-                ) from error
-            raise UnknownId(f"the array of region {self.region.id:#x} was freed") from None
-        self._owner = me
-        self.flags.writeable = True
-        _writable[id(self)] = self
+        with self._explained(lease):
+            lease.acquire(timeout_s, me)
+        self._write_now()
 
     def release(self) -> None:
-        """Let go of the lease: from now on the array is read-only here. Nothing if it is not held."""
-        if self._lease is not None and self._lease.held:
-            self.flags.writeable = False
-            self._lease.release()
+        """Let go of the lease: from now on the array is read-only here. Nothing if it is not held.
+
+        Raises BadArgument if another thread or task of this process has acquired it, and has not ended.
+        """
+        owner = None if self._lease is None else self._lease.owner
+        if not _is_ours(owner):
+            raise BadArgument(
+                f"the lease of the array of region {self.region.id:#x} is of {owner!r:.100}",
+                hint="Who has acquired it releases it.",
+            )
+        self._let_go()
 
     @contextlib.contextmanager
     def writing(self, timeout_s: float = 0.0) -> Iterator[SharedArray]:
         """Hold the lease for a `with` block, or for as long as this thread does anyway; see `acquire`."""
-        kept = self.held and self._owner == threading.get_ident()
+        kept = self._lease is not None and self._lease.owner is threading.current_thread()
         self.acquire(timeout_s)
         try:
             yield self
@@ -120,11 +142,68 @@ class SharedArray(np.ndarray[Any, Any]):
             if not kept:
                 self.release()
 
-    def _read_only(self) -> BadArgument:
+    @contextlib.asynccontextmanager
+    async def writing_async(self, timeout_s: float = 0.0) -> AsyncIterator[SharedArray]:
+        """Hold the lease for an `async with` block of this task; others wait for it, and so do other tasks.
+
+        What a thread has acquired, the event loop's too, no task has. Raises as `acquire`.
+        """
+        from virgo.memory import aleases  # the blocking face does without asyncio
+
+        lease, me = self._leased(), aleases.current()
+        timeout_s = seconds(timeout_s)
+        kept = lease.owner is me
+        if not kept:
+            with self._explained(lease):
+                await aleases.acquire(lease, timeout_s, me)
+            self._write_now()
+        try:
+            yield self
+        finally:
+            if not kept:
+                self.release()
+
+    def _leased(self) -> Lease:
+        if self._lease is None:
+            raise self._read_only()
+        return self._lease
+
+    @contextlib.contextmanager
+    def _explained(self, lease: Lease) -> Iterator[None]:
+        """What it means for an array that its segment cannot be opened."""
+        try:
+            yield
+        except NotRunning as error:
+            if lease.segment.exists():
+                raise Denied(
+                    f"{error.message}: it is another user's", hint="Write by region.write."
+                ) from error
+            raise UnknownId(f"the array of region {self.region.id:#x} was freed") from None
+
+    def _write_now(self) -> None:
+        self.flags.writeable = True
+        _writable[id(self)] = self
+
+    def _let_go(self) -> None:
+        if self._lease is not None and self._lease.held:
+            self.flags.writeable = False
+            self._lease.release()
+
+    def _check_writable(self) -> None:
+        if not self.flags.writeable and self.region is not None:
+            raise self._read_only()
+
+    def _of_region(self) -> Any:
+        """Its region. Raises BadArgument for a part of one, which has none."""
         if self.region is None:
-            return BadArgument(
-                "this was made of a shared array, and is none", hint="Its source has the lease: ask that."
+            raise BadArgument(
+                "this was made of a shared array, and is none",
+                hint="Its source has the region and the lease: ask that.",
             )
+        return self.region
+
+    def _read_only(self) -> BadArgument:
+        self._of_region()
         what = f"the array of region {self.region.id:#x}"
         if self._lease is None:
             return BadArgument(
@@ -144,19 +223,21 @@ class SharedArray(np.ndarray[Any, Any]):
             Busy: somebody, this array included, holds the lease. TooLarge: they do not fit.
         """
         data = np.ascontiguousarray(values, dtype=self.dtype).tobytes()
-        return self.region.write(data, whole(start, "the start") * self.itemsize)
+        return self._of_region().write(data, whole(start, "the start") * self.itemsize)
 
     def refresh(self) -> Any:
         """Have a copy hold what the array holds now; one whose memory is on this machine does anyway."""
+        self._of_region()
         return self._fetch(self)
 
     def free(self) -> Any:
         """Give the memory back; who has it mapped keeps the pages. Raises UnknownId if it was freed."""
-        self.release()
-        return self.region.free()
+        region = self._of_region()
+        self._let_go()
+        return region.free()
 
     def __enter__(self) -> SharedArray:
-        if inspect.iscoroutinefunction(self.region.free):
+        if inspect.iscoroutinefunction(self._of_region().free):
             raise BadArgument("freeing this array is awaited", hint="`async with array:`")
         return self
 
@@ -170,6 +251,22 @@ class SharedArray(np.ndarray[Any, Any]):
         done = self.free()
         if isinstance(done, Awaitable):
             await done
+
+
+def _is_ours(owner: object) -> bool:
+    """Whether a lease that was acquired for that one is ours to release: also if its owner has ended."""
+    if owner is None or owner is threading.current_thread():
+        return True
+    if isinstance(owner, threading.Thread):
+        return not owner.is_alive()
+    from virgo.memory import aleases  # which a task has loaded
+
+    return aleases.is_ours(owner)
+
+
+def plain(given: Any) -> Any:
+    """As NumPy's own class, if it is ours."""
+    return given.view(np.ndarray) if isinstance(given, SharedArray) else given
 
 
 def arrived(info: SegmentInfo) -> SharedArray:
@@ -199,6 +296,10 @@ def describe(shape: Any, dtype: Any) -> tuple[int, str]:
         kind = np.dtype(dtype)
     except TypeError as error:
         raise BadArgument(f"{dtype!r:.60} is no type of elements: {error}", hint="float, 'i4', ...") from None
+    if kind.subdtype is not None:
+        raise BadArgument(
+            f"{kind} is itself an array, and no type of elements", hint="Make its sides part of the shape."
+        )
     if kind.hasobject:
         raise BadArgument(
             f"an array of {kind} cannot be shared: it holds references",
@@ -207,6 +308,8 @@ def describe(shape: Any, dtype: Any) -> tuple[int, str]:
     sides = [whole(side, "a side") for side in (shape if isinstance(shape, tuple | list) else (shape,))]
     if any(side < 0 for side in sides):
         raise BadArgument(f"the shape {tuple(sides)} has a negative side", hint="0 or more elements each.")
+    if not _possible(len(sides), kind):
+        raise BadArgument(f"NumPy has no arrays of {len(sides)} sides", hint="Use fewer and longer ones.")
     note = {"shape": sides, "dtype": np.lib.format.dtype_to_descr(kind)}
     return max(1, math.prod(sides) * kind.itemsize), msgspec.json.encode(note).decode()
 
@@ -217,11 +320,21 @@ def parse(info: SegmentInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
         note = msgspec.json.decode(info.note.encode(), type=_Note)
         kind = np.lib.format.descr_to_dtype(_tuples(note.dtype))
         fits = 0 <= math.prod(note.shape) * kind.itemsize <= info.size
-        if kind.hasobject or not fits or any(side < 0 for side in note.shape):
+        sound = all(side >= 0 for side in note.shape) and _possible(len(note.shape), kind)
+        if kind.hasobject or not fits or not sound:
             raise ValueError(info.note)
     except (msgspec.DecodeError, ValueError, TypeError, KeyError, IndexError, SyntaxError):
         raise no_array(info.id) from None
     return tuple(note.shape), kind
+
+
+def _possible(sides: int, kind: np.dtype[Any]) -> bool:
+    """Whether NumPy has arrays of so many sides: a bound of its own, which its versions differ in."""
+    try:
+        np.empty((0,) * sides, kind)
+    except ValueError:
+        return False
+    return True
 
 
 class _Note(msgspec.Struct):

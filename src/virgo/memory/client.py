@@ -12,11 +12,12 @@ hits and misses. Everything else goes through the node.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from virgo.errors import NotRunning
+from virgo.errors import NotRunning, VirgoError
 from virgo.memory import calls, regioncalls
 from virgo.memory.calls import Data, Key, Versioned
 from virgo.memory.figures import Pool, SpaceInfo
@@ -129,7 +130,12 @@ class MemoryClient(KeyMapping):
         identifier = self._reach.run(
             regioncalls.malloc(size, node or regioncalls.HERE, shared=True, note=note)
         )
-        array: SharedArray = arrays.creator(self.attach(identifier))
+        try:
+            array: SharedArray = arrays.creator(self.attach(identifier))
+        except BaseException:
+            with contextlib.suppress(VirgoError):  # which is no more than what went wrong first
+                self.free_region(identifier)
+            raise
         return array
 
     def attach(self, identifier: int) -> SharedArray:

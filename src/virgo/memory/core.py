@@ -138,6 +138,15 @@ def check_part(offset: int, count: int | None, size: int, identifier: int) -> No
         )
 
 
+def check_answer(count: int, limit: int | None, identifier: int) -> None:
+    """Raise TooLarge unless so many bytes of a region fit one answer."""
+    if limit is not None and count > limit:
+        raise TooLarge(
+            f"{count} bytes of region {identifier:#x} do not fit one answer",
+            hint=f"Read parts of it, of up to {limit} bytes.",
+        )
+
+
 def check_offset(offset: int, size: int, identifier: int) -> None:
     """Raise BadArgument unless the offset lies within the region, or at its end."""
     if not 0 <= offset <= size:

@@ -173,6 +173,10 @@ class KeptRegions:
         await self._run(FREE, identifier)
         return OK
 
+    async def segment(self, identifier: int) -> None:
+        """None, for it is not shared. Raises UnknownId."""
+        await self._run(INFO, identifier)
+
     async def describe(self, identifier: int) -> bytes:
         """Its figures as JSON; its node is the one that owns it now."""
         size, length = await self._run(INFO, identifier)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import mmap
+import os
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -15,14 +17,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virgo.errors import BadArgument, Busy, NotLoaded, NotRunning
-from virgo.limits import MEMORY_LEASE_POLL_S
 from virgo.memory import descriptors
+from virgo.wire.call import seconds
 
 if TYPE_CHECKING:
     from virgo.memory.regioncalls import SegmentInfo
     from virgo.memory.segments import Segment
 
 T = TypeVar("T")
+_leases: weakref.WeakSet[Lease] = weakref.WeakSet()
 
 
 class Nearby:
@@ -74,12 +77,12 @@ class Lease:
         segment: what it is of.
     """
 
-    __slots__ = ("_descriptor", "_forks", "segment")
+    __slots__ = ("__weakref__", "_held", "_turn", "segment")
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        self._descriptor = -1
-        self._forks = 0
+        self.renew()
+        _leases.add(self)
 
     def __repr__(self) -> str:
         return f"<Lease of {self.segment!r} {'held' if self.held else 'not held'}>"
@@ -87,29 +90,54 @@ class Lease:
     def __del__(self) -> None:
         self.release()
 
+    def renew(self) -> None:
+        """Begin anew, not held: what was held is another process's."""
+        self._held: list[tuple[int, object]] = []  # descriptor and owner: come and go in one step
+        self._turn = threading.Lock()  # of whoever has it or is about to
+
     @property
     def held(self) -> bool:
         """Whether we have it."""
-        return self._descriptor >= 0 and self._forks == descriptors.forks()
+        return bool(self._held)
 
-    def acquire(self, timeout_s: float = 0.0) -> None:
+    @property
+    def owner(self) -> object:
+        """For whom it was acquired, None if it is not held."""
+        for _descriptor, owner in self._held[:1]:
+            return owner
+        return None
+
+    def acquire(self, timeout_s: float = 0.0, owner: object = None) -> None:
         """Have it. Raises Busy if another one has it for so long, NotRunning if the segment is gone."""
         deadline = time.monotonic() + timeout_s
-        while self.held:  # by another thread: one that asks twice would wait for itself
-            if time.monotonic() > deadline:
-                raise Busy(
-                    f"region {self.segment.identifier:#x} is leased to this very array",
-                    hint="Whoever has acquired it in this process must release it first.",
-                )
-            time.sleep(MEMORY_LEASE_POLL_S)
-        self._descriptor = self.segment.lease(max(0.0, deadline - time.monotonic()))
-        self._forks = descriptors.forks()
+        self.take_turn(timeout_s)  # one that asks twice waits for itself
+        self.have(deadline, owner)
+
+    def take_turn(self, timeout_s: float) -> None:
+        """Be the one of this process that may `have` it. Raises Busy."""
+        if not self._turn.acquire(timeout=min(max(0.0, timeout_s), threading.TIMEOUT_MAX)):
+            raise Busy(
+                f"region {self.segment.identifier:#x} is leased to this very array",
+                hint="Whoever has acquired it in this process must release it first.",
+            )
+
+    def have(self, deadline: float, owner: object) -> None:
+        """Have it, or give the turn back."""
+        turn = self._turn
+        try:
+            self._held.append((self.segment.lease(max(0.0, deadline - time.monotonic())), owner))
+        except BaseException:
+            turn.release()
+            raise
 
     def release(self) -> None:
-        """Let go; nothing if it is not held."""
-        if self.held:
-            descriptors.shut(self._descriptor)
-        self._descriptor = -1
+        """Let go, whoever has it; nothing if it is not held."""
+        try:
+            descriptor, _owner = self._held.pop()
+        except IndexError:
+            return
+        descriptors.shut(descriptor)
+        self._turn.release()
 
 
 class View:
@@ -118,7 +146,7 @@ class View:
     def __init__(self, found: Segment | bytes, *, write: bool, timeout_s: float) -> None:
         self._found = found
         self._write = write
-        self._timeout_s = timeout_s
+        self._timeout_s = seconds(timeout_s)
         self._lease: Lease | None = None
         self._memory: memoryview | None = None
         self._map: mmap.mmap | None = None
@@ -157,7 +185,8 @@ class View:
 
 
 def descriptor_of(segment: Segment, *, write: bool) -> int:
-    """A descriptor of the file that the caller closes."""
+    """A descriptor of the file that the caller closes. Raises Busy; see `Segment.settle`."""
+    segment.settle()
     return descriptors.give_away(segment.open(write=write))
 
 
@@ -176,3 +205,11 @@ def not_near(identifier: int, what: str) -> BadArgument:
         f"{what} needs region {identifier:#x} to be a shared one of this machine",
         hint="malloc(size, shared=True, node=...) makes one; read and write serve every region.",
     )
+
+
+def _after_fork_in_child() -> None:
+    for lease in list(_leases):
+        lease.renew()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from virgo.memory.calls import Data
 from virgo.memory.regioncalls import RegionInfo
 from virgo.wire import near
-from virgo.wire.call import Runner
+from virgo.wire.call import Runner, whole
 
 _WRITABLE = 1  # PyBUF_WRITABLE: `inspect.BufferFlags` came with 3.12
 
@@ -99,7 +99,7 @@ class Region:
         Raises:
             BadArgument: outside of the region, or no whole numbers. UnknownId, NodeLost.
         """
-        return self._client.read_region(self.id, offset, size)
+        return self._client.read_region(self.id, whole(offset, "the offset"), size)
 
     def write(self, data: Data, offset: int = 0) -> None:
         """Write over a part of the value, which is as atomic as a `set`; a gap before it is zeros.
@@ -108,7 +108,7 @@ class Region:
             TooLarge, BadArgument: outside of the region, or no whole number. UnknownId, NodeLost, PoolFull,
                 DiskFull.
         """
-        self._client.set_region(self.id, data, offset)
+        self._client.set_region(self.id, data, whole(offset, "the offset"))
 
     def view(self, *, write: bool = False, timeout_s: float = 0.0) -> AbstractContextManager[memoryview]:
         """The bytes as a memoryview, for the time of a `with` block.

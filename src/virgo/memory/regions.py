@@ -185,7 +185,7 @@ class Regions:
         """How processes of its machine map a shared region, as JSON; nil if it is not shared."""
         identifier = integer(request[1], "id")
         if kept.is_kept(identifier):
-            return None
+            return self._kept.segment(identifier)
         if node_of(identifier) != self._number:
             return self._forward(self._home(identifier), *request)
         region = session.batch(b"memory", self._batch).region(identifier)

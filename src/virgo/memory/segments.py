@@ -11,7 +11,8 @@ Promises:
   the redo, and whoever comes next finishes what is begun.
 - The right to write in place is one holder's at a time. It is a lock of the kernel's, which falls with the
   process; threads that hold leases of their own exclude each other too, and a forked child has none.
-- Nobody waits without end for a process that is stopped: Busy comes first.
+- Nobody waits without end for a process that is stopped: Busy comes first. Who maps it maps whole values too:
+  what a killed writer had begun is finished first.
 
 Does not promise what memory does not: whoever writes in place is seen at it, and killed midway leaves what it
 wrote. Does not know which regions there are: that is the node's business.
@@ -19,6 +20,7 @@ wrote. Does not know which regions there are: that is the node's business.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -79,6 +81,10 @@ def refused(path: str, error: OSError) -> VirgoError:
         return DiskFull(f"there is no room for {path}: {error.strerror}", hint=_HINT)
     name = errno.errorcode.get(error.errno or errno.EIO, "EIO")
     return FileRefused(f"{path}: {error.strerror} ({name})", hint=_HINT)
+
+
+class Taken(Busy):
+    """Somebody reads or writes it now: that passes, unless he is stopped."""
 
 
 class Segment:
@@ -160,7 +166,8 @@ class Segment:
         return descriptor
 
     def map(self, *, write: bool = False) -> mmap.mmap:
-        """The bytes, mapped; they stay so until the last user of the mapping is gone."""
+        """The bytes, mapped; they stay so until the last user of the mapping is gone. Raises Busy."""
+        self.settle()
         descriptor = self.open(write=write)
         try:
             rights = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
@@ -188,22 +195,33 @@ class Segment:
         finally:
             shut(descriptor)
 
-    def read(self, offset: int = 0, count: int | None = None) -> bytes:
-        """Bytes of the value, of one moment. Raises BadArgument, Busy."""
+    def read(
+        self,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        wait_s: float | None = None,
+        bytes_max: int | None = None,
+    ) -> bytes:
+        """Bytes of the value, of one moment. Raises BadArgument, Busy, TooLarge (see `bytes_max`)."""
         core.check_part(offset, count, self.size, self.identifier)
         while True:
             descriptor = self.open()
             try:
-                self._enter(descriptor, fcntl.F_RDLCK)
+                self._enter(descriptor, fcntl.F_RDLCK, wait_s)
                 state = self._state(descriptor)
                 if not state.redo:
                     there = max(0, state.length - offset)
-                    return _pread(descriptor, offset, there if count is None else min(there, count))
+                    wanted = there if count is None else min(there, count)
+                    core.check_answer(wanted, bytes_max, self.identifier)
+                    return _pread(descriptor, offset, wanted)
             finally:
                 shut(descriptor)
-            self.finish()
+            self.finish(wait_s)
 
-    def write(self, data: bytes | memoryview, offset: int | None = None) -> None:
+    def write(
+        self, data: bytes | memoryview, offset: int | None = None, *, wait_s: float | None = None
+    ) -> None:
         """Replace the value, or write over a part of it. Raises TooLarge, BadArgument, Busy."""
         count, begin = len(data), offset or 0
         if offset is None:
@@ -216,7 +234,7 @@ class Segment:
         try:
             if not _lock(descriptor, _LEASE, fcntl.F_RDLCK):
                 raise self._busy(descriptor)
-            self._enter(descriptor, fcntl.F_WRLCK)
+            self._enter(descriptor, fcntl.F_WRLCK, wait_s)
             state = self._settled(descriptor)
             length = count if offset is None else max(state.length, begin + count)
             if length == state.length and begin % _PAGE + count <= _PAGE:
@@ -233,11 +251,22 @@ class Segment:
         finally:
             shut(descriptor)
 
-    def finish(self) -> None:
+    def settle(self) -> None:
+        """Finish what a killed writer had begun, if one had; wait for one that is at it. Raises Busy."""
+        descriptor = self.open()
+        try:
+            pending = self._state(descriptor).redo
+        finally:
+            shut(descriptor)
+        if pending:
+            with contextlib.suppress(NotRunning):  # who may only read sees what is there
+                self.finish()
+
+    def finish(self, wait_s: float | None = None) -> None:
         """Finish what a writer that was killed had begun, and remove what it left. Raises Busy."""
         descriptor = self.open(write=True)
         try:
-            self._enter(descriptor, fcntl.F_WRLCK)
+            self._enter(descriptor, fcntl.F_WRLCK, wait_s)
             self._settled(descriptor)
             if os.path.exists(self.redo_path):  # noqa: PTH110
                 os.unlink(self.redo_path)  # noqa: PTH108
@@ -276,14 +305,14 @@ class Segment:
 
     # --- within -------------------------------------------------------------------------------
 
-    def _enter(self, descriptor: int, kind: int) -> None:
-        """Have the content to oneself, or with other readers. Raises Busy, NotRunning."""
-        deadline = time.monotonic() + MEMORY_SEGMENT_WAIT_S
+    def _enter(self, descriptor: int, kind: int, wait_s: float | None = None) -> None:
+        """Have the content to oneself, or with other readers. Raises Taken, NotRunning."""
+        deadline = time.monotonic() + (MEMORY_SEGMENT_WAIT_S if wait_s is None else wait_s)
         for lock in (_GATE, _CONTENT):
             delay = _POLL_S_MIN
             while not _lock(descriptor, lock, kind):
-                if time.monotonic() > deadline:
-                    raise Busy(
+                if time.monotonic() >= deadline:
+                    raise Taken(
                         f"region {self.identifier:#x} is being written by a process that does not go on",
                         hint="Is one stopped (Ctrl-Z)? Let it go on; or kill it, and others finish its work.",
                     )

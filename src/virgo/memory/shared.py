@@ -5,15 +5,16 @@ in between leaves a file that nobody knows, never a record without its bytes; su
 start and now and then. A region whose file is gone with the machine's memory, after a reboot for one, is
 forgotten, and the log tells; while a disk is only out of reach its regions are kept.
 
-Reads and writes of other machines, and over the wire, are done here on the file, in threads: they may wait.
+Reads and writes of other machines, and over the wire, are done here on the file, in threads; see `turns`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import psutil
@@ -21,16 +22,15 @@ import psutil
 from virgo.errors import Busy, NotRunning, PoolFull, TooLarge, UnknownId, VirgoError
 from virgo.limits import MEMORY_NOTE_BYTES_MAX, MEMORY_REPLY_BYTES_MAX
 from virgo.members import compose_id
-from virgo.memory import core
 from virgo.memory.core import Region
 from virgo.memory.segments import Segment, total_bytes
 from virgo.memory.shelf import Shelf
 from virgo.memory.store import Store
+from virgo.memory.turns import Turns
 from virgo.module import NodeServices
 from virgo.wire.resp import OK, Encoded
 
 log = logging.getLogger("virgo.memory")
-P = ParamSpec("P")
 T = TypeVar("T")
 _REDO = ".redo"
 
@@ -46,6 +46,7 @@ class Shared:
     def __init__(self, node: NodeServices, store: Store, capacity_bytes: int) -> None:
         self._node = node
         self._store = store
+        self._turns = Turns()
         self._making: set[int] = set()
         self._known: dict[int, int] = {}  # bytes of their files
         self.swept = self.lost = 0
@@ -150,17 +151,19 @@ class Shared:
 
     async def read(self, identifier: int, region: Region, offset: int = 0, count: int | None = None) -> bytes:
         """Bytes of the value. Raises BadArgument, TooLarge, Busy, UnknownId."""
-        core.check_part(offset, count, region.size, identifier)
-        if (region.size - offset if count is None else count) > MEMORY_REPLY_BYTES_MAX:
-            raise TooLarge(
-                f"region {identifier:#x} of {region.size} bytes does not fit one answer",
-                hint=f"Read parts of it, of up to {MEMORY_REPLY_BYTES_MAX} bytes.",
-            )
-        return await self._do(identifier, region, Segment.read, offset, count)
+
+        def work(segment: Segment, wait_s: float) -> bytes:
+            return segment.read(offset, count, wait_s=wait_s, bytes_max=MEMORY_REPLY_BYTES_MAX)
+
+        return await self._do(identifier, region, work)
 
     async def write(self, identifier: int, region: Region, data: bytes, offset: int | None = None) -> Encoded:
         """Replace the value, or write over a part of it. Raises as `Segment.write`, and UnknownId."""
-        await self._do(identifier, region, Segment.write, data, offset)
+
+        def work(segment: Segment, wait_s: float) -> None:
+            segment.write(data, offset, wait_s=wait_s)
+
+        await self._do(identifier, region, work)
         return OK
 
     def length(self, identifier: int, region: Region) -> int:
@@ -170,17 +173,10 @@ class Shared:
         except NotRunning:
             raise self._gone(identifier) from None
 
-    async def _do(
-        self,
-        identifier: int,
-        region: Region,
-        work: Callable[Concatenate[Segment, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
+    async def _do(self, identifier: int, region: Region, work: Callable[[Segment, float], T]) -> T:
         segment = self._segment(identifier, region.size)
         try:
-            return await asyncio.to_thread(work, segment, *args, **kwargs)
+            return await self._turns.do(identifier, functools.partial(work, segment))
         except NotRunning:
             raise self._gone(identifier) from None
 
@@ -257,6 +253,7 @@ class Shared:
 
     def close(self) -> None:
         """Have all of it on disk, if it lies on one: takes as long as the disk does."""
+        self._turns.close()
         self._shelf.leave()
         if not self._shelf.in_memory:
             for identifier in list(self._known):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, SupportsIndex, TypeVar
+from typing import Any, Generic, Protocol, SupportsFloat, SupportsIndex, TypeVar
 
 from virgo.errors import WrongType
 
@@ -61,6 +61,13 @@ def whole(value: object, name: str) -> int:
             hint="int(...) makes one of it, if that is what you mean.",
         )
     return operator.index(value)
+
+
+def seconds(value: object, name: str = "timeout_s") -> float:
+    """An argument that must be a number of seconds. Raises WrongType."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or value != value:  # noqa: PLR0124
+        raise WrongType(f"{name} must be a number, not {value!r:.40}", hint="It is in seconds.")
+    return float(value)
 
 
 def as_text(reply: Any) -> str:
