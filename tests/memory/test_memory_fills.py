@@ -18,7 +18,8 @@ from conftest import RunningCloud
 from memory.pools import in_loop, pools
 from virgo import aio
 from virgo.cloud import connect
-from virgo.errors import BadArgument
+from virgo.errors import BadArgument, NodeLost
+from virgo.memory import calls
 
 
 @in_loop
@@ -224,3 +225,19 @@ def test_asyncio_makes_a_value_once(cloud3: RunningCloud) -> None:
             assert await cloud.memory.get_or_set("plain function", lambda: b"w", ttl_s=9, stale_s=9) == b"w"
 
     asyncio.run(main())
+
+
+def test_what_went_wrong_first_is_what_is_raised(
+    cloud3: RunningCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A maker's error is not hidden by a node that cannot be told of it."""
+
+    def fails() -> bytes:
+        raise LookupError("no such page")
+
+    def lost(*_arguments: object) -> None:
+        raise NodeLost("cannot be told")
+
+    monkeypatch.setattr(calls, "release_key", lost)
+    with cloud3.connect() as cloud, pytest.raises(LookupError):
+        cloud.memory.get_or_set("hidden", fails)

@@ -1,37 +1,25 @@
-"""Keys that are kept more safely: on disk before the answer, on two nodes, through loss and return."""
+"""Keys that are kept on two nodes, through loss and return."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from memory.pools import PoolNode, Pools, in_loop, pools
+from memory.kept import TWICE, copies, filled, kill, look, looking, seen
+from memory.pools import in_loop
 from virgo.errors import (
     BadArgument,
     Conflict,
     DeadlineExceeded,
-    DiskFull,
     NodeLost,
-    NotRunning,
-    PoolFull,
-    TooLarge,
-    UnknownId,
 )
 from virgo.limits import MEMORY_SLOTS, MEMORY_SLOTS_ALL
-from virgo.members import compose_id
-from virgo.memory import keeping, kept, keyspace
-from virgo.memory.batch import Batch
-from virgo.memory.durable import Disk
+from virgo.memory import keeping, keyspace
 from virgo.memory.keeping import Keep, Pair
-
-TWICE, ON_DISK, BOTH = "{*2}", "{*d}", "{*2d}"
 
 
 def test_marks() -> None:
@@ -56,46 +44,6 @@ def test_who_succeeds() -> None:
     assert keeping.succeed(pairs, 2, (), ()) == {}
     assert keeping.choose_mirror(1, {1: 9}, random.randrange) == 0
     assert keeping.choose_mirror(1, {1: 9, 2: 0, 3: 5}, random.randrange) == 3
-
-
-@contextlib.asynccontextmanager
-async def looking(directory: Path, count: int = 3, **settings: Any) -> AsyncIterator[Pools]:
-    """Pools whose nodes are up; `look` is called by the tests."""
-    async with pools(directory, count, **settings) as pool:
-        for node in pool.nodes.values():
-            for task in node.tasks:
-                if task.get_name() == "follow mirrors":
-                    task.cancel()
-        yield pool
-
-
-async def look(pool: Pools, times: int = 2) -> None:
-    """What the nodes that are up do every second."""
-    for _ in range(times):
-        for node in pool.nodes.values():
-            if node.up:
-                await node.module._mirrors.look()
-
-
-async def kill(node: PoolNode) -> None:
-    """Lose a node as `kill -9` does: nothing that it does afterwards is seen."""
-    node.up = False
-    await asyncio.sleep(0)
-
-
-async def filled(node: PoolNode, mark: str, count: int) -> dict[str, bytes]:
-    values = {f"{mark}k{number}": b"%d" % number for number in range(count)}
-    await node.run("MSET", *[part for pair in values.items() for part in pair])
-    return values
-
-
-async def seen(node: PoolNode, keys: Any) -> dict[str, Any]:
-    wanted = list(keys)
-    return dict(zip(wanted, await node.run("MGET", *wanted), strict=True))
-
-
-def copies(pool: Pools) -> int:
-    return sum(node.stats()["copies_for_others"] for node in pool.nodes.values() if node.up)
 
 
 @in_loop
@@ -300,189 +248,6 @@ async def test_changes_beside_loss_and_return(tmp_path: Path) -> None:
             found = await seen(pool[number], acknowledged)
             for key, count in acknowledged.items():
                 assert count <= int(found[key] or 0) <= count + unknown[key], key
-
-
-# --- on disk ----------------------------------------------------------------------------------
-
-
-async def lose_power(node: PoolNode) -> None:
-    """Stop it, and have its files as after a reboot that nobody prepared."""
-    await node.stop()
-    life = node.module_life()
-    life.change(boot="another boot", clean=False)
-
-
-@pytest.mark.parametrize("mark", [ON_DISK, BOTH])
-@in_loop
-async def test_durable_keys_outlast_a_power_loss(tmp_path: Path, mark: str) -> None:
-    """The pool begins empty, but for what was acknowledged as durable, with its times and versions."""
-    async with looking(tmp_path, 2) as pool:
-        node = pool[1]
-        values = await filled(node, mark, 100)
-        await node.run("SET", "plain", "lost")
-        await node.run("SET", f"{mark}timed", "t", "PX", 60_000)
-        await node.run("SET", f"{mark}past", "t", "PX", 1)
-        await node.run("DEL", f"{mark}k1")
-        version = (await node.run("MEMORY.READ", f"{mark}k2"))[1]
-        del values[f"{mark}k1"]
-        for each in pool.nodes.values():
-            await lose_power(each)
-        for each in pool.nodes.values():
-            await each.start()
-        assert await seen(node, values) == values
-        assert await node.run("MGET", "plain", f"{mark}k1", f"{mark}past") == [None] * 3
-        assert 0 < await node.run("PTTL", f"{mark}timed") <= 60_000
-        assert (await node.run("MEMORY.READ", f"{mark}k2"))[1] == version
-        assert await node.run("INCR", f"{mark}k2") == 3
-        assert (await node.run("MEMORY.READ", f"{mark}k2"))[1] > version
-
-
-@in_loop
-async def test_many_durable_changes_share_an_fsync(tmp_path: Path) -> None:
-    """Changes that come while others are being written go to disk together."""
-    async with looking(tmp_path, 1) as pool:
-        node = pool[1]
-        await node.run("SET", "{*d}first", "v")
-        await asyncio.gather(*(node.run("SET", f"{{*d}}k{number}", "v") for number in range(300)))
-        disk = node.module.store.keeper.disk
-        assert isinstance(disk, Disk)
-        assert disk._env.info()["last_txnid"] < 150
-        assert disk.sent == 301
-
-
-@in_loop
-async def test_a_flush_reaches_the_disk(tmp_path: Path) -> None:
-    """After FLUSHDB and a power loss there is nothing, but what came afterwards."""
-    async with looking(tmp_path, 1) as pool:
-        node = pool[1]
-        await filled(node, ON_DISK, 50)
-        await node.run("FLUSHDB")
-        await node.run("SET", "{*d}after", "v")
-        await lose_power(node)
-        await node.start()
-        assert await node.run("KEYS", "*") == [b"{*d}after"]
-
-
-@in_loop
-async def test_a_disk_that_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change that did not reach the disk is an error; the next one takes it along."""
-    async with looking(tmp_path, 1) as pool:
-        node = pool[1]
-        await node.run("SET", "{*d}k", "v1")
-        whole = Disk._write
-
-        def refuse(self: Disk, records: Any, *, emptied: bool) -> None:
-            raise DiskFull("no room")
-
-        monkeypatch.setattr(Disk, "_write", refuse)
-        with pytest.raises(DiskFull):
-            await node.run("SET", "{*d}k", "v2")
-        monkeypatch.setattr(Disk, "_write", whole)
-        await node.run("SET", "{*d}other", "v")
-        await lose_power(node)
-        await node.start()
-        assert await node.run("GET", "{*d}k") == b"v2"
-
-
-@in_loop
-async def test_clients_do_not_change_kept_keys_by_mapping(tmp_path: Path) -> None:
-    """They could not send them elsewhere."""
-    async with looking(tmp_path, 1) as pool:
-        batch = Batch(pool[1].module.store)
-        with pytest.raises(NotRunning):
-            batch.put_plain(keyspace.stored_key(b"{*d}k"), b"v")
-        batch.abort()
-
-
-# --- regions ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [("COPIES", 2), ("DURABLE",), ("COPIES", 2, "DURABLE")])
-@in_loop
-async def test_a_kept_region_is_a_region(tmp_path: Path, options: tuple[Any, ...]) -> None:
-    """It is set, read and written as any, from every node; it ends with free; keys know nothing of it."""
-    async with looking(tmp_path) as pool:
-        first = await pool[1].run("VIRGO_MALLOC", 100, *options)
-        second = await pool[1].run("VIRGO_MALLOC", 100, *options)
-        assert first != second
-        assert await pool[2].run("VIRGO_GET", first) == b""
-        await pool[3].run("VIRGO_SET", first, b"0123456789")
-        await pool[1].run("VIRGO_SET", first, b"AB", "AT", 12)
-        assert await pool[2].run("VIRGO_GET", first) == b"0123456789\0\0AB"
-        assert await pool[2].run("VIRGO_GET", first, "AT", 8, 5) == b"89\0\0A"
-        assert await pool[2].run("VIRGO_GET", first, "AT", 8) == b"89\0\0AB"
-        with pytest.raises(TooLarge):
-            await pool[2].run("VIRGO_SET", first, bytes(101))
-        for wrong in (("VIRGO_SET", first, b"x", "AT", 100), ("VIRGO_GET", first, "AT", 90, 11)):
-            with pytest.raises((BadArgument, TooLarge)):
-                await pool[2].run(*wrong)
-        figures = msgspec.json.decode(await pool[2].run("MEMORY.REGION", first))
-        assert (figures["id"], figures["size"], figures["length"]) == (first, 100, 14)
-        assert await pool[1].run("KEYS", "*") == []
-        await pool[1].run("FLUSHDB")
-        assert await pool[2].run("VIRGO_GET", first) == b"0123456789\0\0AB"
-        await pool[2].run("VIRGO_FREE", first)
-        for call in ("VIRGO_GET", "VIRGO_FREE", "MEMORY.REGION"):
-            with pytest.raises(UnknownId):
-                await pool[1].run(call, first)
-        with pytest.raises(UnknownId):
-            await pool[1].run("VIRGO_SET", first, b"late")
-        assert await pool[1].run("VIRGO_GET", second) == b""
-
-
-@in_loop
-async def test_a_region_on_two_nodes_outlasts_one(tmp_path: Path) -> None:
-    """Reads go on, then writes, and a flush of keys does not reach it or its copy."""
-    async with looking(tmp_path) as pool:
-        region = await pool[1].run("VIRGO_MALLOC", 1000, "COPIES", 2)
-        await pool[1].run("VIRGO_SET", region, b"v" * 1000)
-        await pool[1].run("FLUSHDB")
-        await look(pool)
-        await kill(pool[1])
-        assert await pool[3].run("VIRGO_GET", region) == b"v" * 1000
-        await look(pool, 3)
-        await pool[2].run("VIRGO_SET", region, b"w", "AT", 500)
-        assert await pool[3].run("VIRGO_GET", region, "AT", 499, 3) == b"vwv"
-        assert copies(pool) == 1
-
-
-@in_loop
-async def test_a_durable_region_outlasts_a_power_loss(tmp_path: Path) -> None:
-    """With its value, also after a flush of keys; its id is not given again."""
-    async with looking(tmp_path, 1) as pool:
-        node = pool[1]
-        region = await node.run("VIRGO_MALLOC", 1000, "DURABLE")
-        await node.run("VIRGO_SET", region, b"v" * 10)
-        await node.run("FLUSHDB")
-        await lose_power(node)
-        await node.start()
-        assert await node.run("VIRGO_GET", region) == b"v" * 10
-        assert await node.run("VIRGO_MALLOC", 1000, "DURABLE") > region
-
-
-@pytest.mark.parametrize(
-    "options",
-    [("COPIES",), ("COPIES", 3), ("COPIES", 0), ("DURABLE", "SHARED"), ("COPIES", 2, "NODE", "n1")],
-)
-@in_loop
-async def test_wrong_wishes(tmp_path: Path, options: tuple[Any, ...]) -> None:
-    """They are refused, as are regions that are too large to be sent whole."""
-    async with looking(tmp_path, 1) as pool:
-        with pytest.raises(BadArgument):
-            await pool[1].run("VIRGO_MALLOC", 100, *options)
-        with pytest.raises(TooLarge):
-            await pool[1].run("VIRGO_MALLOC", 300 << 20, "DURABLE")
-
-
-def test_ids_of_kept_regions() -> None:
-    """They name no node, are told from all others, and say how the region is kept."""
-    identifier = kept.compose(Keep(2, True), 32_767, 2**31 - 1)
-    assert kept.is_kept(identifier)
-    assert kept.key_of(identifier) == b"{*2d}\0region:%d" % identifier
-    assert not kept.is_kept(compose_id(1, 1))
-    assert not kept.is_kept(17)
-    with pytest.raises(PoolFull):
-        kept.compose(Keep(2), 1, 2**31)
 
 
 @in_loop

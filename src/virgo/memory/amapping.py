@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import time
@@ -10,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from virgo.errors import Conflict, NotRunning, UnknownCommand
+from virgo.errors import Conflict, NotRunning, UnknownCommand, VirgoError
 from virgo.memory import calls
 from virgo.memory.calls import Data, Key, Local, Versioned
 from virgo.memory.fills import ANOTHERS, FRESH
@@ -172,7 +173,8 @@ class AsyncKeyMapping:
             found = make()
             made = calls.encode_data(await found if inspect.isawaitable(found) else found)
         except BaseException:
-            await self._reach.run(calls.release_key(raw, token))
+            with contextlib.suppress(VirgoError):  # which is no more than what went wrong first
+                await self._reach.run(calls.release_key(raw, token))
             raise
         await self._reach.run(calls.fill_key(raw, token, made, ttl_s, stale_s))
         return made

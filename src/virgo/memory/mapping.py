@@ -7,13 +7,14 @@ same for asyncio.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from virgo.errors import Conflict
+from virgo.errors import Conflict, VirgoError
 from virgo.memory import calls
 from virgo.memory.calls import Data, Key, Versioned
 from virgo.memory.fills import ANOTHERS, FRESH
@@ -160,7 +161,8 @@ class KeyMapping(MutableMapping[Key, bytes]):
         try:
             made = calls.encode_data(make())
         except BaseException:
-            self._reach.do(calls.release_key(raw, token))
+            with contextlib.suppress(VirgoError):  # which is no more than what went wrong first
+                self._reach.do(calls.release_key(raw, token))
             raise
         self._reach.do(calls.fill_key(raw, token, made, ttl_s, stale_s))
         return made

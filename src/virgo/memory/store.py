@@ -6,7 +6,7 @@ that map the files, see whole values only; a full pool or disk is an error that 
 it was; a serial is never given twice, even if the pool is lost.
 
 Does not: survive a power loss. After a reboot without an orderly stop the files cannot be trusted, so the
-pool begins empty, and says so in the log.
+pool begins empty, and says so in the log; `durable` then puts back what is kept on disk.
 """
 
 from __future__ import annotations
