@@ -20,7 +20,7 @@ from virgo.memory import keyspace
 from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import NOWHERE, Entry
 from virgo.memory.snapshot import FLUSHED, Snapshot
-from virgo.memory.tables import PAGE_BYTES, STATE
+from virgo.memory.tables import PAGE_BYTES, STATE, State
 
 if TYPE_CHECKING:
     from virgo.memory.tables import Tables
@@ -87,11 +87,7 @@ class Batch(Snapshot):
         try:
             tables.free_dead_readers()
             tables.waiting_since = monotonic()
-            # As one step: a signal handler that comes in between finds the transaction, and can abort it.
-            self._held.extend(map(tables.env.begin, _NOTHING, _NOTHING, _TRUE))
-            if not self._held:
-                raise Interrupted
-            self._txn = self._held[0]
+            self._txn = self._begin()
         except lmdb.Error as error:
             self._failure = tables.fault(error)
             raise self._failure from error
@@ -117,6 +113,14 @@ class Batch(Snapshot):
         if self._spare < 0:
             self._stand()
         return self._txn
+
+    def _begin(self) -> Any:
+        """A transaction that writes. Raises Interrupted, lmdb.Error."""
+        # As one step: a signal handler that comes in between finds the transaction, and can abort it.
+        self._held.extend(map(self._tables.env.begin, _NOTHING, _NOTHING, _TRUE))
+        if not self._held:
+            raise Interrupted
+        return self._held[0]
 
     def _stand(self) -> None:
         """Have ground for what was written and for what is coming. Raises DiskFull."""
@@ -174,8 +178,25 @@ class Batch(Snapshot):
         tables.keys_grown_bytes += self._grown
         tables.spare_bytes = self._spare
         if tables.pressed:
-            tables.age()
+            self._age()
         return None
+
+    def _age(self) -> None:
+        """Let pages that were just freed be used by the next change, after room had run out.
+
+        LMDB gives them out two transactions later. The next change would still fail for lack of them, and
+        as a failed one does not count as a transaction, so would all that follow. If that fails, for lack
+        of room or because somebody came in between, it is tried again with the next change.
+        """
+        try:
+            for _ in range(2):
+                txn = self._begin()
+                txn.put(STATE, State.read(txn).encode())
+                txn.commit()
+                self._held.clear()
+            self._tables.pressed = False
+        except (Interrupted, lmdb.Error):
+            self.abort()
 
     def abort(self) -> None:
         """Drop the changes."""

@@ -73,7 +73,7 @@ class Tables:
         regions, data, chunks, reserved, keys, due, gone, spaces, claims, held: the databases.
         state: as last written or read here.
         untold: whether the next change has to write the state.
-        pressed: whether room may have run out; see `age`.
+        pressed: whether room may have run out; see `Batch.close`.
         broken: why the files have to be opened anew, or "".
         grounded: False once there was no ground for a change.
         hits, misses: gets of keys that were there, or not.
@@ -145,20 +145,6 @@ class Tables:
             self._readers_checked_id = self.last_id
             if self.env.info()["last_pgno"] * PAGE_BYTES > self.map_bytes // 2:
                 self.env.reader_check()
-
-    def age(self) -> None:
-        """Let pages that were just freed be used by the next change, after room had run out.
-
-        LMDB gives them out two transactions later. The next change would still fail for lack of them, and
-        as a failed one does not count as a transaction, so would all that follow.
-        """
-        try:
-            for _ in range(2):
-                with self.env.begin(write=True) as txn:
-                    txn.put(STATE, State.read(txn).encode())
-            self.pressed = False
-        except lmdb.Error:
-            self.pressed = True  # not even room for that: tried again with the next change
 
     def fault(self, error: lmdb.Error) -> VirgoError:
         """The typed error for one of LMDB; what it means for the tables is noted."""
