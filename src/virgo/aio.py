@@ -87,6 +87,8 @@ class AsyncCloud:
         """Let go of everything that this connection holds."""
         if "cpu" in self.__dict__:
             await self.cpu.close()
+        if "memory" in self.__dict__:
+            await self.memory.close()
         await self.client.close()
 
 

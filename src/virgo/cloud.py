@@ -102,6 +102,8 @@ class Cloud:
         """Let go of everything that this connection holds."""
         if "cpu" in self.__dict__:
             self.cpu.shutdown(wait=False, cancel_futures=True)
+        if "memory" in self.__dict__:
+            self.memory.close()
         self.client.close()
 
 

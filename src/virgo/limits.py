@@ -210,6 +210,10 @@ MEMORY_SYNC_SLOTS: Final = 64
 MEMORY_TAKEOVER_S: Final = 9.0
 # The table of their slots is read again before a request is passed on, unless it was read this recently.
 MEMORY_TABLE_FRESH_S: Final = 0.1
+# What a client process remembers of values that it has read by mapping, for each mapping of keys ...
+MEMORY_RECALL_BYTES_MAX: Final = 16 * MiB
+# ... up to this size: a longer one takes longer to use than to copy anew.
+MEMORY_RECALL_VALUE_BYTES_MAX: Final = 1 * MiB
 # Values of other nodes that are read often are kept from this size on: a smaller one costs no more to send
 # than to ask for its version ...
 MEMORY_REMOTE_VALUE_BYTES_MIN: Final = 16 * KiB

@@ -19,7 +19,7 @@ import pytest
 from conftest import start_cloud, stop_cloud
 from virgo.errors import NotRunning, PoolFull, TooLarge, UnknownId
 from virgo.limits import MiB
-from virgo.memory import mapped
+from virgo.memory import maps
 
 if TYPE_CHECKING:
     from conftest import RunningCloud
@@ -303,7 +303,7 @@ def test_a_signal_handler_may_change_what_it_interrupts(cloud: Cloud) -> None:
         count = 0
         while time.monotonic() < deadline:
             count += 1
-            for store in mapped._maps.values():
+            for store in maps._maps.values():
                 if store._tables is not None:
                     store._tables.pressed = True  # as at first, and after room had run out
             memory["n"] = b"%d" % count

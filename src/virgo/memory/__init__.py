@@ -24,6 +24,8 @@ A node's store, an LMDB environment that several processes write:
     writers       which processes may be writing
     guard         lets stopped writers finish
     mapped        the store as clients of the machine map it
+    maps          of a process, one for each store, and none across a fork
+    recall        what was read there and surely still is so
     held          a value where it lies there
 
 Commands on keys, where the key is:

@@ -143,10 +143,13 @@ class AsyncMemoryClient(AsyncKeyMapping):
 
     async def get_region(self, identifier: int) -> bytes:
         """A region's value; b"" before the first set. Raises UnknownId, NodeLost."""
+        known = self._reach.regions.get(identifier)
+        if known is not None:
+            return known
         local = self._reach.local or await self._reach.attach()
         if local is not None:
             try:
-                found = local.region(identifier)
+                found = local.region(identifier, self._reach.regions)
             except NotRunning:
                 self._reach.detach()
             else:

@@ -17,6 +17,7 @@ from virgo.memory.calls import Data, Key, Local, Versioned
 from virgo.memory.fills import ANOTHERS, FRESH
 from virgo.memory.mapped import MISSING
 from virgo.memory.mapping import WAIT_S_MAX, WAIT_S_MIN, Namespace, arrived
+from virgo.memory.recall import Recall
 from virgo.memory.spaces import SEPARATOR
 from virgo.wire.call import AsyncRunner, Call
 
@@ -31,15 +32,17 @@ class AsyncReach:
 
     Attributes:
         local: the store as mapped; None if it is not, or was not looked for yet (see `attach`).
+        recall, regions: values that were read by mapping, by key and by id.
     """
 
-    __slots__ = ("_runner", "_seek", "_table_at", "local")
+    __slots__ = ("_runner", "_seek", "_table_at", "local", "recall", "regions")
 
     def __init__(self, runner: AsyncRunner, *, mapped: bool) -> None:
         self._runner = runner
         self._seek = mapped
         self._table_at = 0.0
         self.local: Local | None = None
+        self.recall, self.regions = Recall(), Recall()
 
     def __repr__(self) -> str:
         return f"{self._runner!r}{' mapped' if self.local is not None else ''}"
@@ -58,18 +61,20 @@ class AsyncReach:
     def detach(self) -> None:
         """Map it no longer."""
         self.local = None
+        self.recall.forget()
+        self.regions.forget()
 
     async def run(self, call: Call[T]) -> T:
         """Have the node do it."""
         return await self._runner.run(call)
 
-    async def find(self, raw: bytes) -> bytes | None:
-        """The value of a key, None if it is absent. Raises NodeLost."""
+    async def find(self, raw: bytes, name: Any) -> bytes | None:
+        """The value of a key, None if it is absent; as `Reach.find`. Raises NodeLost."""
         local = self.local or await self.attach()
         found = MISSING
         if local is not None:
             try:
-                found = local.key(raw)
+                found = local.key(raw, self.recall, name)
             except NotRunning:
                 self.local = None
         if found is MISSING:
@@ -90,6 +95,7 @@ class AsyncKeyMapping:
     def __init__(self, reach: AsyncReach, prefix: bytes) -> None:
         self._reach = reach
         self._prefix = prefix
+        self._recall = reach.recall
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self.keys()
@@ -100,7 +106,10 @@ class AsyncKeyMapping:
 
     async def get(self, key: Key, default: Any = None) -> Any:
         """The value of a key, or `default`. Raises NodeLost: absence is never guessed."""
-        found = await self._reach.find(self._raw(key))
+        found = self._recall.get(self._raw(key) if self._prefix else key)
+        if found is None:
+            raw = self._raw(key)
+            found = await self._reach.find(raw, key if type(key) is str and not self._prefix else raw)
         return default if found is None else found
 
     async def set(

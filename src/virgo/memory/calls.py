@@ -18,7 +18,9 @@ from virgo.memory.entries import TIME_MAX
 from virgo.memory.figures import Pool, SpaceInfo
 from virgo.memory.held import Held
 from virgo.memory.keeping import OPENING
-from virgo.memory.mapped import MISSING, open_mapped
+from virgo.memory.mapped import MISSING
+from virgo.memory.maps import open_mapped
+from virgo.memory.recall import Recall
 from virgo.memory.verbs import Verb
 from virgo.wire.call import Argument, Call, as_nothing, whole
 
@@ -282,13 +284,15 @@ class Local:
     def __repr__(self) -> str:
         return f"<Local of node {self.number}>"
 
-    def key(self, key: bytes) -> Any:
-        """A key's value or None; MISSING if the node is to be asked."""
+    def key(self, key: bytes, recall: Recall | None = None, name: Any = None) -> Any:
+        """A key's value or None; MISSING if the node is to be asked. See `Mapped.key`."""
         slot = crc32(key) % MEMORY_SLOTS if b"{" not in key else keyspace.slot_of(key)
         if self.table[slot] != self.number or len(key) > MEMORY_KEY_BYTES_MAX:
             return MISSING
+        if slot < MEMORY_SLOTS:
+            return self.read(keyspace.SLOT_PREFIXES[slot] + key, recall, name)
         found = self.read(keyspace.SLOT_PREFIXES[slot] + key)
-        return found if slot < MEMORY_SLOTS or self._holds(slot) else MISSING
+        return found if self._holds(slot) else MISSING
 
     def view(self, key: bytes) -> Held | None:
         """A key's value where it lies; None if it is to be had otherwise."""
@@ -354,11 +358,11 @@ class Local:
         except _NODE_DECIDES:
             return False
 
-    def region(self, identifier: int) -> Any:
+    def region(self, identifier: int, recall: Recall) -> Any:
         """A plain region's value; MISSING if the node is to be asked."""
         if identifier >> SERIAL_BITS != self.number:
             return MISSING
-        found = self._data(identifier)
+        found = self._data(identifier, recall)
         return MISSING if found is None else found
 
     def view_region(self, identifier: int) -> Held | None:

@@ -170,10 +170,13 @@ class MemoryClient(KeyMapping):
         """A region's value; b"" before the first set. Raises UnknownId, NodeLost."""
         if type(identifier) is not int:
             identifier = whole(identifier, "the id")
+        known = self._reach.regions.get(identifier)
+        if known is not None:
+            return known
         local = self._reach.local or self._reach.attach()
         if local is not None:
             try:
-                found = local.region(identifier)
+                found = local.region(identifier, self._reach.regions)
             except NotRunning:
                 self._reach.detach()
             else:

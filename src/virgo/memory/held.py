@@ -23,6 +23,11 @@ class Held:
     def __repr__(self) -> str:
         return f"<Held {self._memory!r}>"
 
+    @property
+    def number(self) -> int:
+        """Of the change after which this was the value."""
+        return int(self._txn.id())
+
     def __enter__(self) -> memoryview:
         return self._memory
 

@@ -2,9 +2,7 @@
 
 Promises: what is read is a whole value that was acknowledged, as of some moment during the read; a change
 takes place whole or not at all, is made one at a time with those of all other processes, and outlasts the
-process once it has returned; a process maps a store once, whatever number of clients share it; before a
-fork the map is closed, and parent and child each map anew when they next need it. If a view is held then, it
-stays the parent's, and the child asks the node.
+process once it has returned. `maps` sees to it that a process maps a store once, and not across a fork.
 
 Whoever is killed during a change leaves nothing of it, and the kernel lets the next one go on; one that is
 stopped is let go on by the node (see `guard`). Only processes of the files' owner may write.
@@ -19,7 +17,6 @@ import os
 import struct
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -35,6 +32,7 @@ from virgo.memory.entries import now_ms, tired
 from virgo.memory.ground import Ground, opening
 from virgo.memory.held import Held
 from virgo.memory.keyspace import HEAD_BYTES, Entry
+from virgo.memory.recall import Clock, Recall
 from virgo.memory.sketch import Sketch
 from virgo.memory.spaces import Space
 from virgo.memory.tables import DATABASES, IDENTITY, Tables
@@ -43,8 +41,6 @@ from virgo.memory.writers import Announcement
 T = TypeVar("T")
 MISSING: Any = object()  # the answer of a read that the node has to give
 _pack_id = struct.Struct(">Q").pack
-_maps: weakref.WeakValueDictionary[str, Mapped] = weakref.WeakValueDictionary()
-_registry = threading.RLock()
 _LONG_BYTES = 32 * 1024
 _CHECK_S = 1.0  # how often to look whether the files are still the same ones
 _CLOSE_WAIT_S = 1.0  # closing waits for the reads of other threads, which take microseconds
@@ -57,6 +53,9 @@ class Mapped:
     A read or change says that it is going on by an entry in `_active` and needs no lock, for a lock costs
     as much as a third of the read; whoever closes the map first takes `_begin` away and then waits for the
     entries to go. Under the interpreter's lock each of these steps is atomic.
+
+    Attributes:
+        opening: whoever maps or unmaps holds it.
 
     Args:
         directory: of the store.
@@ -72,7 +71,7 @@ class Mapped:
         self.identity = identity
         self._data_path = Path(directory) / "data.mdb"
         self._map_bytes = map_bytes
-        self._opening = threading.RLock()
+        self.opening = threading.RLock()
         self._long = False  # whether the last value that was read was long
         self._active: list[None] = []
         self._enter, self._leave = self._active.append, self._active.pop
@@ -87,7 +86,8 @@ class Mapped:
         self._announced: Announcement | None = None
         self._inode = 0
         self._check_at = 0.0
-        with self._opening:
+        self._clock: Clock | None = None
+        with self.opening:
             self._open()
 
     def __repr__(self) -> str:
@@ -98,29 +98,40 @@ class Mapped:
         """Whether changes can be made from here."""
         return self._tables is not None
 
-    def key(self, stored: bytes) -> Any:
-        """The value of a key, None if it is absent, MISSING if its use is to be noted. Raises NotRunning."""
+    def key(self, stored: bytes, recall: Recall | None = None, name: Any = None) -> Any:
+        """The value of a key, None if it is absent, MISSING if its use is to be noted. Raises NotRunning.
+
+        Where the value is plain it is noted in `recall` under that name.
+        """
         if self._long:  # the last one was: then a copy less is worth more steps
             held = self.view(stored)
             self._long = held is not None
             if held is not None:
                 with held as memory:
                     self._long = len(memory) > _LONG_BYTES
-                    return bytes(memory)
+                    value = bytes(memory)
+                    if recall is not None and self._clock is not None:
+                        recall.note(name, value, held.number, self._clock)
+                    return value
         self._enter(None)
         try:
             if monotonic() > self._check_at:
                 raise _Stale
-            record = self._begin(self._keys).get(stored)
+            txn = self._begin(self._keys)
+            record = txn.get(stored)
+            number, clock = txn.id(), self._clock
         except (_Stale, TypeError, lmdb.Error):
-            record = self._retry("_keys", stored)
+            record, clock = self._retry("_keys", stored), None
         finally:
             self._leave()
         if record is None:
             return None
         if record[0] == 0:
             self._long = len(record) > _LONG_BYTES
-            return record[HEAD_BYTES:]
+            value = record[HEAD_BYTES:]
+            if recall is not None and clock is not None:
+                recall.note(name, value, number, clock)
+            return value
         entry = keyspace.decode_entry(record)
         if entry.expires_ms and entry.expires_ms <= now_ms():
             return None
@@ -163,9 +174,12 @@ class Mapped:
         self._sketch.use(stored)
         return True
 
-    def data(self, identifier: int) -> bytes | None:
-        """The value of a plain region, None if it has none. Raises NotRunning."""
-        return self._read("_data", _pack_id(identifier))
+    def data(self, identifier: int, recall: Recall | None = None) -> bytes | None:
+        """The value of a plain region, None if it has none; noted in `recall`. Raises NotRunning."""
+        found, number, clock = self._look("_data", _pack_id(identifier))
+        if recall is not None and found is not None and clock is not None:
+            recall.note(identifier, found, number, clock)
+        return found
 
     def holds(self, slot: int) -> bool:
         """Whether the node owns a slot of keys that are kept twice. Raises NotRunning."""
@@ -173,16 +187,20 @@ class Mapped:
 
     def _read(self, database: str, key: bytes) -> bytes | None:
         """One value. Raises NotRunning."""
+        return self._look(database, key)[0]
+
+    def _look(self, database: str, key: bytes) -> tuple[bytes | None, int, Clock | None]:
+        """One value, and after which change of which store it was; no clock if that is unknown."""
         self._enter(None)
         try:
             if monotonic() > self._check_at:
                 raise _Stale
-            found: bytes | None = self._begin(getattr(self, database)).get(key)
+            txn = self._begin(getattr(self, database))
+            return txn.get(key), txn.id(), self._clock
         except (_Stale, TypeError, lmdb.Error):
-            found = self._retry(database, key)
+            return self._retry(database, key), 0, None
         finally:
             self._leave()
-        return found
 
     def part(self, identifier: int, start: int, stop: int | None) -> bytes | None:
         """Bytes of the value of a plain region, None if it does not reach so far. Raises NotRunning."""
@@ -232,7 +250,7 @@ class Mapped:
         """The tables, after a look whether the files are still the same ones. Raises NotRunning."""
         self._leave()  # as in `_retry`
         try:
-            with self._opening:
+            with self.opening:
                 self._renew()
                 self._enter(None)
         except BaseException:
@@ -244,14 +262,14 @@ class Mapped:
 
     def close(self) -> None:
         """Unmap; the next read maps again."""
-        with self._opening:
+        with self.opening:
             self._close()
 
     def _retry(self, database: str, key: bytes) -> Any:
         """A read that found the map closed, unchecked, or too small for what the node has written."""
         self._leave()  # while waiting for the right to open, it must not be waited for
         try:
-            with self._opening:
+            with self.opening:
                 self._renew()
                 try:
                     return self._begin(getattr(self, database)).get(key)
@@ -270,7 +288,12 @@ class Mapped:
             self._close()
         if self._env is None:
             self._open()
-        self._check_at = monotonic() + _CHECK_S
+        self._see_until(monotonic() + _CHECK_S)
+
+    def _see_until(self, when: float) -> None:
+        self._check_at = when
+        if self._clock is not None:
+            self._clock.until = when
 
     def _same_files(self) -> bool:
         """Whether these are still the files of the path: a cloud may have been removed and made anew."""
@@ -289,11 +312,12 @@ class Mapped:
             # The node has to be able to let a writer go on that is stopped, so it must be the same user's.
             writable = found.st_uid == os.geteuid()
             env = self._map(writable=writable)
+            clock = Clock(self._data_path)
         except (OSError, lmdb.Error) as error:
             raise NotRunning(f"{self.directory} cannot be mapped: {error}") from error
         try:
             with env.begin() as txn:
-                if txn.get(IDENTITY) != self.identity.encode():
+                if txn.get(IDENTITY) != self.identity.encode() or clock.inode != found.st_ino:
                     raise NotRunning(f"{self.directory} is another store")
             self._keys, self._data, self._spaces, self._held = (
                 env.open_db(name, create=False) for name in (b"keys", b"data", b"spaces", b"held")
@@ -308,7 +332,9 @@ class Mapped:
         except NotRunning:
             env.close()
             raise
-        self._env, self._inode, self._check_at = env, found.st_ino, monotonic() + _CHECK_S
+        self._env, self._inode = env, found.st_ino
+        self._clock = clock
+        self._see_until(monotonic() + _CHECK_S)
         self._begin = env.begin
 
     def _map(self, *, writable: bool) -> Any:
@@ -327,7 +353,9 @@ class Mapped:
 
     def _close(self) -> None:
         """Unmap once no read goes on. `_opening` is held, so none begins anew."""
-        env, self._env, self._begin, self._check_at = self._env, None, None, 0.0
+        env, self._env, self._begin = self._env, None, None
+        self._see_until(0.0)
+        self._clock = None
         self._tables = self._sketch = None
         if env is None:
             return
@@ -347,7 +375,7 @@ class Mapped:
             time.sleep(0)
         return True
 
-    def _before_fork(self) -> bool:
+    def before_fork(self) -> bool:
         """Close it; False if it has to stay open, for a view is held."""
         begin, self._begin = self._begin, None  # so that nothing begins
         if self._idle(_FORK_WAIT_S):
@@ -356,12 +384,13 @@ class Mapped:
         self._begin = begin
         return False
 
-    def _leave_to_parent(self) -> None:
+    def leave_to_parent(self) -> None:
         """In a child: the map is the parent's, to be neither used nor closed; here the node is asked."""
         _abandoned.append(self._env)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._env))  # not even at the end of the process
         self._env = self._begin = self._tables = self._sketch = None
-        self._check_at = 0.0
+        self._see_until(0.0)
+        self._clock = None
         self._active.clear()
 
 
@@ -390,47 +419,3 @@ def step_aside() -> Batch | None:
     if outer is not None:
         outer.interrupt()
     return outer
-
-
-def open_mapped(directory: str, identity: str, map_bytes: int) -> Mapped:
-    """The process's map of that store. Raises NotRunning."""
-    with _registry:
-        found = _maps.get(directory)
-        if found is not None and found.identity != identity:
-            found.close()
-            found = None
-        if found is None:
-            found = Mapped(directory, identity, map_bytes)
-            _maps[directory] = found
-        return found
-
-
-_forking: list[Mapped] = []
-_held_open: list[Mapped] = []  # among these
-
-
-def _before_fork() -> None:
-    """A child must not share its parent's places in the reader table, so there are none when it begins."""
-    _registry.acquire()
-    _forking[:] = list(_maps.values())
-    for each in _forking:
-        each._opening.acquire()
-        if not each._before_fork():
-            _held_open.append(each)
-
-
-def _after_fork() -> None:
-    for each in _forking:
-        each._opening.release()
-    _forking.clear()
-    _held_open.clear()
-    _registry.release()
-
-
-def _after_fork_in_child() -> None:
-    for each in _held_open:
-        each._leave_to_parent()
-    _after_fork()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

@@ -14,6 +14,7 @@ from virgo.memory.batch import Batch
 from virgo.memory.calls import Local
 from virgo.memory.keyspace import SLOT_PREFIXES, stored_key
 from virgo.memory.mapped import MISSING, step_aside
+from virgo.memory.recall import Recall
 from virgo.memory.verbs import BY_NAME
 from virgo.wire.call import Call, Runner
 
@@ -30,15 +31,17 @@ class Reach:
 
     Attributes:
         local: the store as mapped; None if it is not, or was not looked for yet (see `attach`).
+        recall, regions: values that were read by mapping, by key and by id.
     """
 
-    __slots__ = ("_runner", "_seek", "_table_at", "local")
+    __slots__ = ("_runner", "_seek", "_table_at", "local", "recall", "regions")
 
     def __init__(self, runner: Runner, *, mapped: bool) -> None:
         self._runner = runner
         self._seek = mapped
         self._table_at = 0.0
         self.local: Local | None = None
+        self.recall, self.regions = Recall(), Recall()
 
     def __repr__(self) -> str:
         return f"{self._runner!r}{' mapped' if self.local is not None else ''}"
@@ -56,6 +59,8 @@ class Reach:
     def detach(self) -> None:
         """Map it no longer."""
         self.local = None
+        self.recall.forget()
+        self.regions.forget()
 
     def run(self, call: Call[T]) -> T:
         """Have the node do it."""
@@ -64,27 +69,34 @@ class Reach:
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def find(self, raw: bytes) -> bytes | None:
-        """The value of a key, None if it is absent. Raises NodeLost."""
+    def find(self, raw: bytes, name: Any = None) -> bytes | None:
+        """The value of a key, None if it is absent. If it is mapped `recall` knows it then. Raises NodeLost.
+
+        Args:
+            raw: the key.
+            name: what `recall` is to know it by, if not by that.
+        """
+        if name is None:
+            name = raw
         local = self.local
         if local is not None:
             # As `Local.key`, spelt out for the most frequent case of the most frequent call.
             slot = crc32(raw) % MEMORY_SLOTS
             if local.table[slot] == local.number and b"{" not in raw and len(raw) <= MEMORY_KEY_BYTES_MAX:
                 try:
-                    found = local.read(SLOT_PREFIXES[slot] + raw)
+                    found = local.read(SLOT_PREFIXES[slot] + raw, self.recall, name)
                 except NotRunning:
                     self.local = None
                 else:
                     return self._ask(raw) if found is MISSING else found
-        return self._find(raw)
+        return self._find(raw, name)
 
-    def _find(self, raw: bytes) -> bytes | None:
+    def _find(self, raw: bytes, name: Any) -> bytes | None:
         local = self.local or self.attach()
         if local is None:
             return self._ask(raw)
         try:
-            found = local.key(raw)
+            found = local.key(raw, self.recall, name)
         except NotRunning:
             self.local = None
             return self._ask(raw)
