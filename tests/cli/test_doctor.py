@@ -20,8 +20,8 @@ from virgo.members import PORTS
 
 LOOKED_AT = {
     "configuration", "Python", "packages", "engine", "home", "token", "certificates", "exports", "placement",
-    "leftovers", "nodes", "ports", "disk", "pressure", "FUSE", "system calls", "open files", "kernel TLS",
-    "clock",
+    "leftovers", "nodes", "ports", "disk", "shared memory", "pressure", "FUSE", "system calls", "open files",
+    "kernel TLS", "clock",
 }  # fmt: skip
 
 
@@ -52,6 +52,15 @@ def test_everything_is_looked_at(virgo: Virgo, home: Path) -> None:
     shown = virgo("doctor").text
     assert set(found) <= {line[6:].split("  ")[0] for line in shown.splitlines()}
     assert shown.splitlines()[-1].endswith(" to mend")
+
+
+def test_a_place_for_shared_regions_that_cannot_be_used(virgo: Virgo, home: Path) -> None:
+    """What `virgo up` would refuse is a failure that names it, and a place that works has its room."""
+    settings = home / "virgo.toml"
+    for place, state in ((home / "nowhere", "fail"), (home, "ok")):
+        settings.write_text(f'[memory]\nshared_directory = "{place}"\n')
+        found = findings(virgo)["shared memory"]
+        assert (found["state"], str(place) in found["message"]) == (state, True)
 
 
 def test_a_token_that_others_may_read(virgo: Virgo, home: Path) -> None:

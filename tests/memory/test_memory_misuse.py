@@ -40,6 +40,17 @@ def test_numbers_are_numbers_on_every_kind_of_region(cloud: Cloud, kind: dict[st
         region.view(write=True, timeout_s="x")  # type: ignore[arg-type]
 
 
+def test_options_are_what_they_say(cloud: Cloud) -> None:
+    """Words, numbers and truth values are not taken for one another."""
+    for wrong in ({"cache": "yes"}, {"cache": 1}, {"copies": True}, {"copies": 3}, {"durable": "no"}):
+        with pytest.raises(BadArgument) as caught:
+            cloud.memory.namespace("s", **wrong)  # type: ignore[arg-type]
+        assert caught.value.hint
+    for lacking in ("PX", "VERSION"):
+        with pytest.raises(BadArgument, match=f"{lacking} lacks its number"):
+            cloud.client.execute("MEMORY.WRITE", "k", "v", lacking)
+
+
 def test_ids_that_lead_nowhere_are_unknown_to_every_call(cloud: Cloud) -> None:
     """Freed ones of each kind, and those that were never given."""
     freed = []

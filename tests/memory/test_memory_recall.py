@@ -198,7 +198,7 @@ def test_every_door_ends_what_is_remembered(one: RunningCloud, cloud: Cloud) -> 
             memory["k"] = value + b"!"
             assert memory["k"] == value + b"!"
             space["x"] = value
-            assert space["x"] == space["x"] == memory["s:x"] == value
+            assert space["x"] is space["x"] == memory["s:x"] == value
             other.memory.drop("s")
             assert space.get("x") is None is memory.get("s:x")
             other.memory.delete("k")

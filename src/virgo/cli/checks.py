@@ -132,6 +132,25 @@ def disk(patient: Patient) -> Iterator[Finding]:
     yield Finding("disk", state, f"{render.size(free)} free under {patient.config.home}", hint)
 
 
+def shared_memory(patient: Patient) -> Iterator[Finding]:
+    """Where shared regions and arrays would lie."""
+    from virgo.errors import BadConfig
+    from virgo.memory.shelf import SHARED_MEMORY, home_for
+
+    try:
+        place = home_for(patient.config.memory.shared_directory, patient.config.memory.capacity_bytes)
+    except BadConfig as error:
+        yield Finding("shared memory", "fail", error.message, error.hint)
+        return
+    if place is None:
+        hint = f"Let a tmpfs be at {SHARED_MEMORY}, or set memory.shared_directory."
+        yield Finding("shared memory", "warn", "shared regions lie on the disk of the home", hint)
+    else:
+        free = os.statvfs(place.parent)
+        room = render.size(free.f_bavail * free.f_frsize)
+        yield Finding("shared memory", "ok", f"{room} free in {place.parent}", "")
+
+
 def pressure(_patient: Patient) -> Iterator[Finding]:
     """Pressure stall information, by which calls are placed."""
     try:
@@ -216,5 +235,5 @@ def kernel_version() -> tuple[int, int]:
 
 
 CHECKS: tuple[Check, ...] = (
-    ports, disk, pressure, mounting, system_calls, open_files, kernel_tls, clock,
+    ports, disk, shared_memory, pressure, mounting, system_calls, open_files, kernel_tls, clock,
 )  # fmt: skip

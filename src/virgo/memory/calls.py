@@ -233,6 +233,10 @@ def release_key(key: bytes, token: str) -> Call[int]:
 
 def declare_space(name: bytes, cache: bool | None) -> Call[SpaceInfo]:
     """Declare a namespace."""
+    if cache is not None and not isinstance(cache, bool):
+        raise BadArgument(
+            f"cache is {cache!r:.20}, but must be True, False or None", hint="None leaves it as it is."
+        )
     option = () if cache is None else ("CACHE", "yes" if cache else "no")
     return Call(("MEMORY.NAMESPACE", name, *option), lambda reply: msgspec.json.decode(reply, type=SpaceInfo))
 

@@ -64,11 +64,15 @@ def marks() -> list[bytes]:
 
 def checked(copies: int, durable: bool) -> Keep:
     """What a caller asks for. Raises BadArgument."""
-    if copies not in (1, 2):
+    if copies not in (1, 2) or isinstance(copies, bool):
         raise BadArgument(
             f"copies is {copies!r:.20}, but must be 1 or 2", hint="2 outlasts the loss of a node."
         )
-    return Keep(copies, bool(durable))
+    if not isinstance(durable, bool):
+        raise BadArgument(
+            f"durable is {durable!r:.20}, but must be True or False", hint="True outlasts a power loss."
+        )
+    return Keep(copies, durable)
 
 
 # --- owners and mirrors -----------------------------------------------------------------------

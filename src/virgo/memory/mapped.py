@@ -101,7 +101,7 @@ class Mapped:
     def key(self, stored: bytes, recall: Recall | None = None, name: Any = None) -> Any:
         """The value of a key, None if it is absent, MISSING if its use is to be noted. Raises NotRunning.
 
-        Where the value is plain it is noted in `recall` under that name.
+        If it does not expire it is noted in `recall` under that name.
         """
         if self._long:  # the last one was: then a copy less is worth more steps
             held = self.view(stored)
@@ -126,18 +126,25 @@ class Mapped:
             self._leave()
         if record is None:
             return None
-        if record[0] == 0:
+        if record[0]:
+            value, lasts = self._living(stored, record)
+        else:
             self._long = len(record) > _LONG_BYTES
-            value = record[HEAD_BYTES:]
-            if recall is not None and clock is not None:
-                recall.note(name, value, number, clock)
-            return value
+            value, lasts = record[HEAD_BYTES:], True
+        if lasts and recall is not None and clock is not None:
+            recall.note(name, value, number, clock)
+        return value
+
+    def _living(self, stored: bytes, record: bytes) -> tuple[Any, bool]:
+        """What `key` answers for a record with more than a value, and whether time leaves it as it is."""
         entry = keyspace.decode_entry(record)
         if entry.expires_ms and entry.expires_ms <= now_ms():
-            return None
+            return None, False
         if entry.generation >= 0 and not self._counts(stored, entry):
-            return None
-        return MISSING if entry.sliding_ms and tired(entry) else entry.value
+            return None, False
+        if not entry.expires_ms:
+            return entry.value, True
+        return MISSING if entry.sliding_ms and tired(entry) else entry.value, False
 
     def view(self, stored: bytes) -> Held | None:
         """The value of a plain key, held where it lies; None if `key` is to be used."""

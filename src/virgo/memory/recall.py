@@ -5,7 +5,7 @@ before anybody can read what it changed. So while that head is as it was, a valu
 look-up would find, and one look at 8 bytes of the map tells. A change of any key, by any process, ends it;
 then what is remembered is forgotten as a whole.
 
-Only plain values are remembered: those that neither expire nor have their uses counted.
+What expires is not remembered. Of what may be evicted a use counts once between two changes.
 """
 
 from __future__ import annotations

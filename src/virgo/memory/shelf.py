@@ -50,7 +50,7 @@ class Shelf:
         self._mutex = threading.Lock()
         before = self._before()
         earlier = self._earlier(before)
-        self._home = _home(configured, capacity_bytes) or store / "shared"
+        self._home = home_for(configured, capacity_bytes) or store / "shared"
         self.path = self._free_name(identity)
         self.emptied = before is not None and earlier is None and (is_memory(before) or before.exists())
         if earlier is not None and earlier != self.path:
@@ -136,8 +136,12 @@ class Shelf:
             raise FileRefused(f"{self.path}: {error.strerror}", hint="It must be the node's own.") from error
 
 
-def _home(configured: str, capacity_bytes: int) -> Path | None:
-    """This user's directory in the place that is configured, or in shared memory; None if neither does."""
+def home_for(configured: str, capacity_bytes: int) -> Path | None:
+    """This user's directory in the place that is configured, or in shared memory; None if neither does.
+
+    Raises:
+        BadConfig: what is configured does not.
+    """
     name = f"virgo-{os.geteuid()}"
     if configured:
         base = Path(configured).expanduser()

@@ -45,10 +45,14 @@ def _options(words: list[bytes]) -> tuple[int, bool, int]:
     rest = iter(words)
     for word in rest:
         option = word.upper()
-        if option == b"PX":
-            time_ms = number(next(rest, b""), "the time", low=1, high=TIME_MAX)
-        elif option == b"VERSION":
-            expected = number(next(rest, b""), "the version", low=0)
+        if option in (b"PX", b"VERSION"):
+            told = next(rest, None)
+            if told is None:
+                raise refuse(f"MEMORY.WRITE {WRITE_USAGE}", f"{option.decode()} lacks its number")
+            if option == b"PX":
+                time_ms = number(told, "the time", low=1, high=TIME_MAX)
+            else:
+                expected = number(told, "the version", low=0)
         elif option == b"SLIDING":
             sliding = True
         else:
