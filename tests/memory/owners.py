@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from virgo.memory.mapped import Mapped
@@ -11,7 +12,7 @@ from virgo.memory.maps import open_mapped
 
 # A store in a process of its own that does what its standard input says, as a node would.
 OWNER = """
-import pathlib, sys, time
+import itertools, pathlib, sys, time
 from virgo.memory import keyspace
 from virgo.memory.keyspace import Entry
 from virgo.memory.store import Store
@@ -33,6 +34,14 @@ for line in sys.stdin:
             with store.batching() as batch:
                 batch.put_plain(keyspace.stored_key(b"torn"), value)
                 batch.put_data(7, value)
+    if words[0] == "count":
+        for number in itertools.count(int(words[1])):
+            value = b"%d" % number
+            with store.batching() as batch:
+                batch.put_plain(keyspace.stored_key(b"owner"), value)
+                batch.put_plain(keyspace.stored_key(b"owner:large"), value + bytes(number * 37 % 20000))
+                batch.put_data(7, value)
+            print(number, flush=True)
     if words[0] == "close":
         store.close()
     print("done", flush=True)
@@ -65,6 +74,16 @@ class Owner:
 
     def map(self) -> Mapped:
         return open_mapped(str(self.directory), self.identity, self.map_bytes)
+
+    def count(self, first: int, time_s: float) -> int:
+        """Have it set what it counts from there on, kill -9 it after a while; the last it acknowledged."""
+        assert self.process.stdout is not None
+        self.start("count", first)
+        lines = [self._line()]
+        time.sleep(time_s)
+        self.process.kill()
+        lines += self.process.stdout.readlines()
+        return int(next(line for line in reversed(lines) if line.endswith("\n")))
 
     def end(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from memory.owners import Owner
 from virgo.errors import NotRunning
 from virgo.memory import keyspace
+from virgo.memory.mapped import Mapped
 from virgo.memory.maps import open_mapped
 
 
@@ -51,9 +53,12 @@ def test_expired_keys_are_absent(owner: Owner) -> None:
     assert mapped.key(key(b"a")) is None
 
 
+KILLS = int(os.environ.get("VIRGO_TEST_KILLS", "40"))
+
 READER = """
 import sys, time
 from virgo.memory import keyspace
+from virgo.memory.mapped import Mapped
 from virgo.memory.maps import open_mapped
 mapped = open_mapped(sys.argv[1], sys.argv[2], int(sys.argv[3]))
 end, seen, last = time.monotonic() + float(sys.argv[4]), set(), 0
@@ -170,3 +175,61 @@ def test_reads_go_on_over_a_restart_of_the_owner(owner: Owner) -> None:
         assert mapped.key(key(b"a")) == b"after"
     finally:
         again.end()
+
+
+WRITER = """
+import itertools, sys, time
+from virgo.memory import keyspace
+from virgo.memory.mapped import Mapped
+from virgo.memory.maps import open_mapped
+mapped = open_mapped(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+stored = [keyspace.stored_key(name) for name in (b"client", b"client:large")]
+def put(batch):
+    batch.put_plain(stored[0], value)
+    batch.put_plain(stored[1], value + bytes(number * 37 % 20000))
+for number in itertools.count(1):
+    value = b"%d" % number
+    mapped.change(put)
+    print(number, flush=True)
+"""
+
+
+def both(mapped: Mapped, name: bytes) -> int:
+    """The number under both keys of a counter, as of one moment, 0 if there is none; a torn change fails."""
+    stored = key(name), key(name + b":large")
+    small, large = mapped.change(lambda batch: [batch.key(each) for each in stored])
+    number = int(small[keyspace.HEAD_BYTES :]) if small else 0
+    assert number == 0 or large[keyspace.HEAD_BYTES :] == b"%d" % number + bytes(number * 37 % 20000)
+    return number
+
+
+def test_kill_9_of_the_owner_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """An owner that is killed at any point of its changes leaves what it had acknowledged, and whole changes.
+
+    A client writes on over all of it.
+    """
+    chance, kills = random.Random(11), max(10, KILLS // 2)
+    owner = Owner(tmp_path / "memory")
+    mapped = owner.map()
+    arguments = [str(owner.directory), owner.identity, str(owner.map_bytes)]
+    with (tmp_path / "acknowledged").open("w+b") as log:
+        client = subprocess.Popen([sys.executable, "-c", WRITER, *arguments], stdout=log)
+        try:
+            last = counted = 0
+            for _ in range(kills):
+                last = owner.count(last + 1, chance.random() * 0.02)
+                owner.end()
+                owner = Owner(tmp_path / "memory")
+                owners, clients = (both(mapped, name) for name in (b"owner", b"client"))
+                assert last <= owners <= last + 1
+                assert counted <= clients
+                counted = clients
+                assert int(mapped.data(7) or b"") >= last
+                assert client.poll() is None
+        finally:
+            client.kill()
+            client.wait()
+            owner.end()
+        log.seek(0)
+        acknowledged = int(log.read().split(b"\n")[-2])
+        assert acknowledged > kills and int(mapped.key(key(b"client"))) >= acknowledged
