@@ -154,6 +154,23 @@ def test_an_export_that_is_not_there_is_named(home: Path, how: tuple[str, ...]) 
     assert not (home / "engine").exists()
 
 
+@pytest.mark.parametrize("how", [("--detach",), ()], ids=["detached", "in front"])
+def test_a_full_disk_is_named(tmp_path: Path, how: tuple[str, ...]) -> None:
+    """`up` where not a byte is free says so, although it cannot write a log."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path], check=True)
+    try:
+        (tmp_path / "home").mkdir(mode=0o700)
+        with pytest.raises(OSError, match="No space left"), (tmp_path / "filler").open("wb", 0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        failed = virgo(tmp_path / "home", "up", *how, status=1)
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+    message, hint = failed.stderr.splitlines()[-2:]
+    assert "is full" in message or "No space left" in message
+    assert hint.startswith("hint: Make room")
+
+
 def test_a_program_that_is_not_there_is_named(home: Path) -> None:
     """`up` with an allowed program that cannot be executed says which, before anything runs."""
     (home / "virgo.toml").write_text('[cpu]\nprograms = { none = ["/no/such/program"] }\n')

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from virgo.errors import NotLoaded, NotRunning, VirgoError, from_line
+from virgo.errors import DiskFull, NotLoaded, NotRunning, VirgoError, from_line
 from virgo.home import log_file, read_record, record_path, run_directory, socket_path
 from virgo.kernel.process import ProcessMark, terminate
-from virgo.limits import NODE_START_S, NODE_STOP_S
+from virgo.limits import NODE_START_S, NODE_STOP_S, MiB
 from virgo.members import Member
 from virgo.wire.address import Address
 from virgo.wire.call import Call
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from virgo.node.supervisor import UpOptions
 
 RECORD: Final = "up"
+_DISK_LEAST_BYTES: Final = 1 * MiB
 
 
 def _members(reply: Any) -> list[Member]:
@@ -128,6 +129,11 @@ def _await_serving(home: Path, options: UpOptions, pid: int, progress: Callable[
                 raise from_line(str(reason["error"]))
             if not status:
                 raise NotRunning("`virgo up` was told to stop while it started", hint="Start it again.")
+            free = os.statvfs(home)
+            if free.f_bavail * free.f_frsize < _DISK_LEAST_BYTES:  # so its log may say nothing
+                raise DiskFull(
+                    f"the disk under {home} is full", hint="Make room, or put VIRGO_HOME on another disk."
+                )
             raise NotRunning(
                 f"`virgo up` ended at its start with status {os.waitstatus_to_exitcode(status)}",
                 hint=f"Its log is {log_file(home, RECORD)}.",

@@ -335,6 +335,9 @@ def main() -> int:
         log.critical("cannot go on: %s", error)
         write_record(failure, {"error": error.to_line()})
         return 1
+    except OSError as error:
+        log.critical("cannot go on: %s", error)
+        return 1
     return 0
 
 
