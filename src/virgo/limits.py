@@ -35,6 +35,10 @@ CONCURRENT_CALLS_MAX: Final = 1_000
 OUTPUT_PAUSE_BYTES: Final = 1 * MiB
 # ... and for how long it may refuse to drain before it is closed.
 OUTPUT_STALL_S: Final = 60.0
+# Before it sleeps, who waits for a byte looks for it for so long ...
+AWAKE_S: Final = 0.00015
+# ... if the one before has come within this time, which is that and two wake-ups.
+SOON_S: Final = 0.0003
 # A connection that has not authenticated in this time is closed.
 LOGIN_S: Final = 30.0
 # An authenticated connection idle for this long is closed; pools reconnect without a word.

@@ -79,11 +79,13 @@ class Client(Pool[Connection]):
         """Give a connection back that has no reply outstanding."""
         connection.used = time.monotonic()
         if connection.fileno() >= 0:
-            with self._mutex:
-                if len(self._idle) < POOL_IDLE_MAX and not self._closed:
-                    self._idle.append(connection)
-                    return
-            connection.close()
+            self._idle.append(connection)
+            if (
+                self._closed or len(self._idle) > POOL_IDLE_MAX
+            ):  # looked at afterwards, so that no lock is needed
+                surplus = self._pop()
+                if surplus is not None:
+                    surplus.close()
 
     def run(self, call: Call[T]) -> T:
         """Send, wait, decode. Raises what the node answered, NotRunning, NodeLost, DeadlineExceeded."""

@@ -19,14 +19,16 @@ from typing import Any, NamedTuple, TypeVar
 import hiredis
 
 from virgo.errors import DeadlineExceeded, NodeLost, NotRunning
-from virgo.limits import CONNECT_S, LIFE_ANSWER_S, LIFE_LOOK_S, LIFE_QUIET_S
+from virgo.limits import AWAKE_S, CONNECT_S, LIFE_ANSWER_S, LIFE_LOOK_S, LIFE_QUIET_S, SOON_S
 from virgo.wire.address import Address
 from virgo.wire.peer import credentials
 from virgo.wire.pool import failure, not_connected, pack_plain
+from virgo.wire.wakeful import ALONE
 
 S = TypeVar("S")
 R = TypeVar("R")
 _RECEIVE_BYTES = 256 * 1024
+_LOOK_BYTES = 64 * 1024
 # Sent at once: of more, TLS would not tell that the node takes it, but only when it has taken all.
 _PIECE_BYTES = 64 * 1024
 _SEND, _RECEIVE = socket.SO_SNDTIMEO, socket.SO_RCVTIMEO
@@ -64,6 +66,7 @@ class Connection:
         self.place = place or _resolve(address)
         self._reader = hiredis.Reader()
         self._limits: dict[int, float] = {}
+        self._soon = False  # whether the last reply has come soon
         self._socket = self._connect(tls, min(CONNECT_S, limit_s))
         self.peer_pid = credentials(self.fileno())[0] if address.path else 0
         if token:
@@ -147,6 +150,37 @@ class Connection:
         The time is that of the whole reply.
         """
         reply = self._reader.gets()
+        if reply is not False:
+            return reply
+        began = time.monotonic()
+        if self._soon and (reply := self._look(began + AWAKE_S)) is not False:
+            return reply
+        reply = self._wait(timeout_s, watch)
+        self._soon = time.monotonic() - began < SOON_S and not (self.address.tls or ALONE)
+        return reply
+
+    def _look(self, until: float) -> Any:
+        """The next reply if it comes by then, else False: without sleeping, see `wakeful`."""
+        receive, reader = self._socket.recv, self._reader
+        while True:
+            try:
+                data = receive(_LOOK_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    return False
+                continue
+            except OSError:  # as whoever waits will find
+                return False
+            if not data:
+                return False
+            reader.feed(data)
+            reply = reader.gets()
+            if reply is not False:
+                return reply
+
+    def _wait(self, timeout_s: float | None, watch: Watch | None) -> Any:
+        """The next reply, however long it takes within the time."""
+        reply: Any = False
         deadline, left_s = 0.0, timeout_s
         while reply is False:
             try:

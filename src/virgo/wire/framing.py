@@ -50,6 +50,8 @@ _ATTRIBUTE_MANY: Final = re.compile(rb"\|[0-9]{3}")
 _AGGREGATE: Final = re.compile(rb"[*>~|%][0-9]")
 # From here on it pays to look for the start of the last token instead of walking to it.
 _LONG_CHUNK_BYTES: Final = 4096
+# With so few in it all are walked to: then nobody needs to look into their values.
+_FEW_TOKENS: Final = 16
 # What hiredis raises; the latter when it makes Python values of RESP3's maps and numbers.
 _UNREADABLE: Final = (hiredis.HiredisError, TypeError, ValueError, OverflowError)
 _MORE: Final = object()  # hiredis has no whole message
@@ -141,16 +143,10 @@ class RequestReader:
         data = self._tail + chunk if known else chunk
         start, left = self._skip, None if inside else 0
         self._skip, self._tail = 0, b""
-        if _suspicious(data, start):
-            stop = _walk(data, start, left)
-            if stop.error is not None:
-                self._reader.feed(chunk[: max(0, stop.position - known)])
-                with contextlib.suppress(*_UNREADABLE):
-                    self._collect(requests)
-                raise stop.error
+        end = self._foresee(data, start, left, known, chunk, requests)
         begin, since = start, complete  # a place where a token begins, and what was complete there
         try:
-            cut = _last_token(chunk) if len(chunk) > _LONG_CHUNK_BYTES else 0
+            cut = _last_token(chunk) if end is None and len(chunk) > _LONG_CHUNK_BYTES else 0
             if cut:
                 self._reader.feed(chunk[:cut])
                 self._collect(requests)
@@ -164,7 +160,8 @@ class RequestReader:
             return self._recover(error, data, _walked(data, begin, left, len(requests) > since))
         # hiredis takes a token's first byte at once, so after '$' alone it has no data left either.
         if self._reader.has_data() or (self._inside and data[-2:] != b"\r\n"):
-            self._settle(data, _walked(data, begin, left, len(requests) > since))
+            end = end or _walk(data, begin, left)
+            self._settle(data, _known(end, left, len(requests) > since))
         if len(requests) > complete:
             self.open_bytes = len(data) if self._inside or self._tail else 0
             return b""
@@ -172,6 +169,25 @@ class RequestReader:
             raise _nested()  # found only now that the request is known to have gone on all the time
         self.open_bytes += len(chunk)
         return self._check_size()
+
+    def _foresee(
+        self, data: bytes, start: int, left: int | None, known: int, chunk: bytes, requests: list[Request]
+    ) -> _Stop | None:
+        """Where the data ends, if all of its tokens were walked. Raises what is wrong with one.
+
+        hiredis then has had what was before it.
+        """
+        stop = _walk(data, start, left, _FEW_TOKENS) if len(data) > _LONG_CHUNK_BYTES else None
+        if stop is None or stop.early:
+            if not _suspicious(data, start):
+                return None
+            stop = _walk(data, start, left)
+        if stop.error is not None:
+            self._reader.feed(chunk[: max(0, stop.position - known)])
+            with contextlib.suppress(*_UNREADABLE):
+                self._collect(requests)
+            raise stop.error
+        return stop
 
     def _collect(self, requests: list[Request]) -> None:
         """Take from hiredis what is complete."""
@@ -236,17 +252,22 @@ class _Stop(NamedTuple):
         left: elements that the request there still needs; None if it began before the walk.
         lacks: bytes that the value there still needs.
         error: what is wrong there.
+        early: whether it ended for the number of tokens.
     """
 
     position: int
     left: int | None
     lacks: int = 0
     error: VirgoError | None = None
+    early: bool = False
 
 
-def _walk(data: bytes, position: int, left: int | None) -> _Stop:
+def _walk(data: bytes, position: int, left: int | None, tokens: int = -1) -> _Stop:
     """Walk tokens from a place where one begins; `left` is 0 between requests, None inside of one."""
     while position < len(data):
+        if not tokens:
+            return _Stop(position, left, early=True)
+        tokens -= 1
         header = _HEADER.match(data, position)
         if header is None:
             return _Stop(position, left, error=_header_error(data, position, left))
@@ -271,11 +292,15 @@ def _walk(data: bytes, position: int, left: int | None) -> _Stop:
 
 
 def _walked(data: bytes, position: int, left: int | None, completed: bool) -> _Stop:
-    """A walk over what hiredis has read too; `completed`: it found a request to be complete in it.
+    """A walk over what hiredis has read too, and what is known of its end: see `_known`."""
+    return _known(_walk(data, position, left), left, completed)
+
+
+def _known(stop: _Stop, left: int | None, completed: bool) -> _Stop:
+    """The end of a walk that began with `left`; `completed`: hiredis found a request to be complete in it.
 
     So it is known afterwards whether the walk ended inside a request. Raises what is wrong there.
     """
-    stop = _walk(data, position, left)
     if stop.error is not None:
         raise stop.error
     if left is None and not completed:

@@ -119,8 +119,10 @@ class Pool(Generic[C]):
 
     def _limit(self, calls: Sequence[Call[Any]]) -> float | None:
         """Seconds that these calls may take, within what the context has left; None for any time."""
-        limits = [self.timeout_s if call.timeout_s is None else call.timeout_s for call in calls]
-        timeout_s = limits[0] if len(limits) == 1 else max(limits)
+        if len(calls) == 1:
+            timeout_s = self.timeout_s if calls[0].timeout_s is None else calls[0].timeout_s
+        else:
+            timeout_s = max(self.timeout_s if call.timeout_s is None else call.timeout_s for call in calls)
         context = contexts.current()
         if context is not None and context.deadline is not None:
             context.check(str(calls[0].request[0]))

@@ -24,6 +24,7 @@ from virgo.wire.door import Door
 from virgo.wire.peer import PeerAuthenticator
 from virgo.wire.session import Session
 from virgo.wire.speech import RESP, Speech
+from virgo.wire.wakeful import Wakeful
 
 _SWEEP_S = 1.0
 _BACKLOG = 1024
@@ -57,6 +58,7 @@ class Service:
         self.stranger = stranger
         self.loop = asyncio.get_running_loop()
         self.sessions: set[Session] = set()
+        self.wakeful = Wakeful(self.loop)
 
     def __repr__(self) -> str:
         return f"<Service {len(self.table)} commands, {len(self.sessions)} connections>"

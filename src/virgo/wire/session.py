@@ -99,6 +99,7 @@ class Session(asyncio.Protocol):
         self._stall: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._clean = contextvars.copy_context()
+        self._wakeful = service.wakeful
         self.opened = self.last_seen = service.loop.time()
 
     def __repr__(self) -> str:
@@ -172,6 +173,7 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle the requests that the chunk completes."""
+        self._wakeful.begin()
         self.last_seen = self.service.loop.time()
         self.queue.extend(self._reader.read(data))
         if self._reader.open_bytes > CROWD_LOOK_BYTES:
@@ -179,6 +181,7 @@ class Session(asyncio.Protocol):
         if self._exclusive or not self._writable:
             self._queued_bytes += len(data)
         self._drain()
+        self._wakeful.end()
 
     def held_bytes(self) -> int:
         """What the connection holds in requests and answers."""
