@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from conftest import RunningCloud
+from conftest import RunningCloud, start_cloud, stop_cloud
 from node.test_faults import attempt, until
 from virgo.cloud import Cloud
 from virgo.kernel.process import ProcessMark
@@ -46,9 +49,7 @@ def log_of(running: RunningCloud) -> str:
     return (running.home / "log" / "up.log").read_text()
 
 
-def test_a_stopped_engine_is_replaced(make_cloud: Callable[..., RunningCloud]) -> None:
-    """SIGSTOP of the only server, which SIGTERM does not end: it is killed and started anew."""
-    running = make_cloud(1)
+def stopped(running: RunningCloud) -> None:
     with running.connect(timeout_s=60) as cloud:
         assert write(cloud, "before")
         (old,) = servers(running)
@@ -60,11 +61,7 @@ def test_a_stopped_engine_is_replaced(make_cloud: Callable[..., RunningCloud]) -
     assert not Path(f"/proc/{old}").exists()
 
 
-def test_an_engine_that_could_not_write_is_replaced_when_the_disk_takes_writes_again(
-    make_cloud: Callable[..., RunningCloud],
-) -> None:
-    """While the disk takes nothing the server is left alone, since it answers reads; then it is replaced."""
-    running = make_cloud(1)
+def unwritable(running: RunningCloud) -> None:
     supervisor = running.status()["up"]
     with running.connect(timeout_s=60) as cloud:
         assert write(cloud, "before")
@@ -81,9 +78,7 @@ def test_an_engine_that_could_not_write_is_replaced_when_the_disk_takes_writes_a
         assert cloud.memory[b"before-39"] == b"x"
 
 
-def test_a_stopped_server_of_a_cluster_is_replaced(make_cloud: Callable[..., RunningCloud]) -> None:
-    """SIGSTOP of one server of three: the others serve on, and it is replaced before a second may fail."""
-    running = make_cloud(1, engines=3)
+def one_of_three(running: RunningCloud) -> None:
     with running.connect(timeout_s=60) as cloud:
         first, *others = servers(running)
         os.kill(first, signal.SIGSTOP)
@@ -91,6 +86,43 @@ def test_a_stopped_server_of_a_cluster_is_replaced(make_cloud: Callable[..., Run
         until(lambda: servers(running)[0] not in (0, first), within_s=HEALED_S, what="another server runs")
         assert servers(running)[1:] == others
         assert cloud.memory[b"meanwhile-39"] == b"x"
+
+
+@pytest.fixture(scope="module")
+def scenarios() -> Iterator[dict[str, Future[None]]]:
+    """Those that mostly wait, each with a cloud of its own, side by side."""
+    with ExitStack() as clouds, ThreadPoolExecutor() as threads:
+        places = [(work, clouds.enter_context(a_cloud(engines))) for work, engines in _SCENARIOS]
+        yield {work.__name__: threads.submit(work, running) for work, running in places}
+
+
+_SCENARIOS = ((stopped, 1), (unwritable, 1), (one_of_three, 3))
+
+
+@contextmanager
+def a_cloud(engines: int) -> Iterator[RunningCloud]:
+    with tempfile.TemporaryDirectory(prefix="virgo-") as directory:
+        try:
+            yield start_cloud(Path(directory), 1, engines=engines)
+        finally:
+            stop_cloud(Path(directory))
+
+
+def test_a_stopped_engine_is_replaced(scenarios: dict[str, Future[None]]) -> None:
+    """SIGSTOP of the only server, which SIGTERM does not end: it is killed and started anew."""
+    scenarios["stopped"].result()
+
+
+def test_an_engine_that_could_not_write_is_replaced_when_the_disk_takes_writes_again(
+    scenarios: dict[str, Future[None]],
+) -> None:
+    """While the disk takes nothing the server is left alone, since it answers reads; then it is replaced."""
+    scenarios["unwritable"].result()
+
+
+def test_a_stopped_server_of_a_cluster_is_replaced(scenarios: dict[str, Future[None]]) -> None:
+    """SIGSTOP of one server of three: the others serve on, and it is replaced before a second may fail."""
+    scenarios["one_of_three"].result()
 
 
 def test_an_engine_that_cannot_be_started_is_tried_until_it_can(
