@@ -266,7 +266,10 @@ def choose_node(
         return local
     able = sorted(number for number, room in rooms.items() if room >= size)
     if not able:
-        raise PoolFull(f"no node has room for the {size} bytes of {what}")
+        raise PoolFull(
+            f"no node has room for the {size} bytes of {what}",
+            hint="Free regions, raise memory.capacity_bytes, or make room on the disks under the pools.",
+        )
     first, second = able[draw(len(able))], able[draw(len(able))]
     return max(first, second, key=lambda number: rooms[number])
 
