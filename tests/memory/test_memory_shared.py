@@ -316,6 +316,52 @@ def test_a_signal_handler_may_change_what_it_interrupts(cloud: Cloud) -> None:
     assert cloud.client.execute("GET", "n") == b"%d" % count
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_exception_of_a_signal_handler_leaves_nothing_behind(cloud: Cloud) -> None:
+    """Whatever Ctrl-C interrupts, the map is not taken for in use afterwards, and all goes on."""
+
+    class Interrupt(Exception):
+        pass
+
+    armed = False
+
+    def interrupt(_number: int, _frame: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Interrupt
+
+    def view() -> None:
+        with memory.view("large") as data:
+            assert data[0] == 7
+
+    memory, count = cloud.memory, 0
+    memory["n"], memory["large"] = b"0", bytes([7]) * 60_000
+    assert memory.set("due", b"1", ttl_s=100)
+    works = (lambda: memory.get("due"), lambda: memory.get("large"), lambda: memory.update(n=b"1"), view)
+    store = maps._maps[next(iter(maps._maps))]
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.000211)
+    try:
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:
+            work = works[count % len(works)]
+            try:
+                armed = True
+                while armed:  # what is raised in a finalizer is not raised outside of it
+                    work()
+            except Interrupt:
+                pass
+            count += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert count > 500
+    assert store._idle(0)
+    memory["n"] = b"2"
+    assert memory["n"] == b"2" == cloud.client.execute("GET", "n")
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forks_while_threads_write(cloud: Cloud) -> None:
     """Parent and child both write after a fork, and no change of a thread is lost."""

@@ -17,6 +17,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -30,7 +31,7 @@ from virgo.memory import keyspace, spaces
 from virgo.memory.batch import Batch, Interrupted
 from virgo.memory.entries import now_ms, tired
 from virgo.memory.ground import Ground, opening
-from virgo.memory.held import Held
+from virgo.memory.held import Held, any_held
 from virgo.memory.keyspace import HEAD_BYTES, Entry
 from virgo.memory.recall import Clock, Recall
 from virgo.memory.sketch import Sketch
@@ -50,9 +51,10 @@ _FORK_WAIT_S = 0.1  # a fork too, but not for views, which may be the forking th
 class Mapped:
     """The store in `directory`, mapped.
 
-    A read or change says that it is going on by an entry in `_active` and needs no lock, for a lock costs
-    as much as a third of the read; whoever closes the map first takes `_begin` away and then waits for the
-    entries to go. Under the interpreter's lock each of these steps is atomic.
+    A read or change says that it is going on by an entry in `_active`, a view in `_viewing`, and needs
+    no lock, for that costs as much as a third of the read; whoever closes the map first takes `_begin` away
+    and then waits for the entries to go. Under the interpreter's lock each of these steps is atomic. Each is
+    the first one of a `try` block, so that an exception of a signal handler, Ctrl-C for one, leaves no entry.
 
     Attributes:
         opening: whoever maps or unmaps holds it.
@@ -75,6 +77,7 @@ class Mapped:
         self._long = False  # whether the last value that was read was long
         self._active: list[None] = []
         self._enter, self._leave = self._active.append, self._active.pop
+        self._viewing: dict[int, weakref.ref[Held]] = {}
         self._env: Any = None
         self._begin: Any = None
         self._keys: Any = None
@@ -113,8 +116,8 @@ class Mapped:
                     if recall is not None and self._clock is not None:
                         recall.note(name, value, held.number, self._clock)
                     return value
-        self._enter(None)
         try:
+            self._enter(None)
             if monotonic() > self._check_at:
                 raise _Stale
             txn = self._begin(self._keys)
@@ -156,19 +159,17 @@ class Mapped:
 
     def _hold(self, database: str, key: bytes, head: int) -> Held | None:
         """A value behind the head that it may have, if that says that it is a plain one."""
-        self._enter(None)
-        txn = None
+        held = Held(self._viewing)
         try:
             if monotonic() <= self._check_at:
-                txn = self._begin(None, None, False, True)
+                held.txn = txn = self._begin(None, None, False, True)
                 record = txn.get(key, None, getattr(self, database))
                 if record is not None and (not head or record[0] == 0):
-                    return Held(memoryview(record)[head:], txn, self._leave)
+                    held.memory = memoryview(record)[head:]
+                    return held
         except (TypeError, lmdb.Error):
             pass  # it is closed, or has grown: who reads it the usual way sees to that
-        if txn is not None:
-            txn.abort()
-        self._leave()
+        held.end()
         return None
 
     def _counts(self, stored: bytes, entry: Entry) -> bool:
@@ -198,8 +199,8 @@ class Mapped:
 
     def _look(self, database: str, key: bytes) -> tuple[bytes | None, int, Clock | None]:
         """One value, and after which change of which store it was; no clock if that is unknown."""
-        self._enter(None)
         try:
+            self._enter(None)
             if monotonic() > self._check_at:
                 raise _Stale
             txn = self._begin(getattr(self, database))
@@ -211,8 +212,8 @@ class Mapped:
 
     def part(self, identifier: int, start: int, stop: int | None) -> bytes | None:
         """Bytes of the value of a plain region, None if it does not reach so far. Raises NotRunning."""
-        self._enter(None)
         try:
+            self._enter(None)
             if monotonic() <= self._check_at:
                 with self._begin(self._data, None, False, True) as txn:  # of the mapped pages, no copy
                     return _cut(txn.get(_pack_id(identifier)), start, stop)
@@ -231,13 +232,14 @@ class Mapped:
         """
         thread = threading.get_ident()
         outer = step_aside()
-        self._enter(None)
         try:
+            self._enter(None)
             tables = self._tables if monotonic() <= self._check_at else None
             tables = tables or self._renewed()
             while True:
-                batch = _changing[thread] = Batch(tables)
+                batch = Batch(tables)
                 try:
+                    _changing[thread] = batch
                     result = work(batch)
                     batch.close()
                     return result
@@ -247,7 +249,7 @@ class Mapped:
                 finally:
                     batch.abort()
                     if outer is None:
-                        del _changing[thread]
+                        _changing.pop(thread, None)
                     else:
                         _changing[thread] = outer
         finally:
@@ -255,17 +257,16 @@ class Mapped:
 
     def _renewed(self) -> Tables:
         """The tables, after a look whether the files are still the same ones. Raises NotRunning."""
-        self._leave()  # as in `_retry`
         try:
+            self._leave()  # as in `_retry`
             with self.opening:
                 self._renew()
-                self._enter(None)
-        except BaseException:
+        finally:
             self._enter(None)
-            raise
-        if self._tables is None:
+        tables = self._tables
+        if tables is None:  # or it was closed in between, for a fork
             raise NotRunning(f"{self.directory} cannot be written from here")
-        return self._tables
+        return tables
 
     def close(self) -> None:
         """Unmap; the next read maps again."""
@@ -274,8 +275,8 @@ class Mapped:
 
     def _retry(self, database: str, key: bytes) -> Any:
         """A read that found the map closed, unchecked, or too small for what the node has written."""
-        self._leave()  # while waiting for the right to open, it must not be waited for
         try:
+            self._leave()  # while waiting for the right to open, it must not be waited for
             with self.opening:
                 self._renew()
                 try:
@@ -376,7 +377,7 @@ class Mapped:
     def _idle(self, wait_s: float) -> bool:
         """Whether no read, change or view goes on, if need be after a while."""
         deadline = monotonic() + wait_s
-        while self._active:
+        while self._active or any_held(self._viewing):
             if monotonic() > deadline:
                 return False
             time.sleep(0)
@@ -399,6 +400,7 @@ class Mapped:
         self._see_until(0.0)
         self._clock = None
         self._active.clear()
+        self._viewing.clear()
 
 
 def _cut(value: Any, start: int, stop: int | None) -> bytes | None:
