@@ -349,6 +349,8 @@ ENGINE_CHECKS_FAILED_MAX: Final = 2
 # What the disk must take before an engine that cannot write is started anew: one message of the largest size.
 # On a full disk that would change nothing, and meanwhile it still answers reads.
 ENGINE_ROOM_BYTES: Final = 1 * MiB
+# Nothing is started on a disk with less room: engine, node and logs would fail at different places.
+START_ROOM_BYTES: Final = 1 * MiB
 # Share of the free disk that the embedded engine may fill.
 ENGINE_DISK_SHARE: Final = 0.75
 # One answer of the engine's monitoring port.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from virgo.cloud import Cloud
-from virgo.errors import BadArgument, UnknownId, WrongType
+from virgo.errors import BadArgument, TooLarge, UnknownId, WrongType
 from virgo.memory import arrays
 from virgo.memory.region import Region
 
@@ -49,6 +49,30 @@ def test_options_are_what_they_say(cloud: Cloud) -> None:
     for lacking in ("PX", "VERSION"):
         with pytest.raises(BadArgument, match=f"{lacking} lacks its number"):
             cloud.client.execute("MEMORY.WRITE", "k", "v", lacking)
+
+
+@pytest.mark.parametrize("version", ["1", None, True, 1.0, []])
+def test_a_version_is_a_number(cloud: Cloud, version: Any) -> None:
+    """Anything else is WrongType."""
+    with pytest.raises(WrongType):
+        cloud.memory.compare_and_set("k", b"v", version=version)
+
+
+def test_a_value_beyond_the_limit_is_refused_at_every_door(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is brought down for the test in this process, where the mapped writes are made."""
+    monkeypatch.setattr("virgo.memory.batch.MEMORY_VALUE_BYTES_MAX", 1000)
+    cloud.memory["limit"] = bytes(1000)
+    for write in (
+        lambda value: cloud.memory.set("limit", value),
+        lambda value: cloud.memory.set("limit", value, ttl_s=5),
+        lambda value: cloud.memory.set_many({"limit": value}),
+        lambda value: cloud.memory.append("limit", b"x"),
+    ):
+        with pytest.raises(TooLarge):
+            write(bytes(1001))
+        assert cloud.memory["limit"] == bytes(1000)
 
 
 def test_ids_that_lead_nowhere_are_unknown_to_every_call(cloud: Cloud) -> None:

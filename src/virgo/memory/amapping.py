@@ -137,7 +137,7 @@ class AsyncKeyMapping:
         Raises:
             Conflict: it has another one by now, and is left as it is.
         """
-        found = await self._reach.run(calls.write_key(self._raw(key), value, ttl_s, version=max(0, version)))
+        found = await self._reach.run(calls.compare_key(self._raw(key), value, ttl_s, version))
         if found is None:
             raise Conflict(f"the key {calls.encode_key(key)!r:.60} has another version than {version}")
         return found

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from virgo.errors import NotRunning, PoolFull, VirgoError
+from virgo.errors import NotRunning, PoolFull, TooLarge, VirgoError
+from virgo.limits import MEMORY_VALUE_BYTES_MAX
 from virgo.memory import keyspace
 from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import NOWHERE, Entry
@@ -37,6 +38,10 @@ _pack_id = _U64.pack
 
 class Interrupted(VirgoError):
     """The batch was given up by who came in between, and has to be begun anew; see `Batch.interrupt`."""
+
+
+def _too_large(value: bytes) -> TooLarge:
+    return TooLarge(f"a value of {len(value)} bytes exceeds the limit of {MEMORY_VALUE_BYTES_MAX}")
 
 
 class Batch(Snapshot):
@@ -263,7 +268,9 @@ class Batch(Snapshot):
         self._tables.sketch.use(stored)
 
     def put_plain(self, stored: bytes, value: bytes) -> None:
-        """Keep a value that does not expire. Raises PoolFull."""
+        """Keep a value that does not expire. Raises PoolFull, TooLarge."""
+        if len(value) > MEMORY_VALUE_BYTES_MAX:
+            raise _too_large(value)
         if not self._writing:
             self._write()
         if self._sorts or stored.startswith(OPENING, 2):
@@ -273,7 +280,9 @@ class Batch(Snapshot):
         self._keep(stored, keyspace.encode_plain(value, self._version))
 
     def put_entry(self, stored: bytes, entry: Entry) -> int:
-        """Keep an entry, whose version is given here and returned. Raises PoolFull."""
+        """Keep an entry, whose version is given here and returned. Raises PoolFull, TooLarge."""
+        if len(entry.value) > MEMORY_VALUE_BYTES_MAX:
+            raise _too_large(entry.value)
         if not self._writing:
             self._write()
         generation = self.generation(stored) if self._sorts else NOWHERE

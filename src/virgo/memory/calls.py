@@ -137,6 +137,11 @@ def read_key(key: Key) -> Call[Versioned | None]:
     return Call(("MEMORY.READ", encode_key(key)), decode)
 
 
+def compare_key(key: Key, value: Data, ttl_s: float | None, version: int) -> Call[int | None]:
+    """Set a key that has that version, 0 for absent; its new version, None if it has another one."""
+    return write_key(key, value, ttl_s, version=max(0, whole(version, "the version")))
+
+
 def write_key(
     key: Key, value: Data, ttl_s: float | None, *, sliding: bool = False, version: int = -1
 ) -> Call[int | None]:

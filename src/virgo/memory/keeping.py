@@ -64,7 +64,7 @@ def marks() -> list[bytes]:
 
 def checked(copies: int, durable: bool) -> Keep:
     """What a caller asks for. Raises BadArgument."""
-    if copies not in (1, 2) or isinstance(copies, bool):
+    if type(copies) is not int or copies not in (1, 2):
         raise BadArgument(
             f"copies is {copies!r:.20}, but must be 1 or 2", hint="2 outlasts the loss of a node."
         )

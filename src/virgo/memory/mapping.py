@@ -111,7 +111,7 @@ class KeyMapping(MutableMapping[Key, bytes]):
         Raises:
             Conflict: it has another one by now, and is left as it is.
         """
-        found = self._reach.do(calls.write_key(self._raw(key), value, ttl_s, version=max(0, version)))
+        found = self._reach.do(calls.compare_key(self._raw(key), value, ttl_s, version))
         if found is None:
             raise Conflict(f"the key {calls.encode_key(key)!r:.60} has another version than {version}")
         return found

@@ -15,7 +15,7 @@ import msgspec
 from virgo.errors import DiskFull, NotLoaded, NotRunning, VirgoError, from_line
 from virgo.home import log_file, read_record, record_path, run_directory, socket_path
 from virgo.kernel.process import ProcessMark, terminate
-from virgo.limits import NODE_START_S, NODE_STOP_S, MiB
+from virgo.limits import NODE_START_S, NODE_STOP_S, START_ROOM_BYTES
 from virgo.members import Member
 from virgo.wire.address import Address
 from virgo.wire.call import Call
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from virgo.node.supervisor import UpOptions
 
 RECORD: Final = "up"
-_DISK_LEAST_BYTES: Final = 1 * MiB
 
 
 def _members(reply: Any) -> list[Member]:
@@ -74,6 +73,14 @@ def stop_leftovers(home: Path) -> list[str]:
         terminate(found[name], NODE_STOP_S)
         record_path(home, name).unlink(missing_ok=True)
     return list(found)
+
+
+def check_room(home: Path) -> None:
+    """Raise DiskFull if there is not even room to start and to write a log."""
+    place = next(each for each in (home, *home.absolute().parents) if each.exists())
+    found = os.statvfs(place)
+    if found.f_bavail * found.f_frsize < START_ROOM_BYTES:
+        raise DiskFull(f"the disk under {home} is full", hint="Make room, or put VIRGO_HOME on another disk.")
 
 
 def failure_path(home: Path, pid: int) -> Path:
@@ -129,11 +136,7 @@ def _await_serving(home: Path, options: UpOptions, pid: int, progress: Callable[
                 raise from_line(str(reason["error"]))
             if not status:
                 raise NotRunning("`virgo up` was told to stop while it started", hint="Start it again.")
-            free = os.statvfs(home)
-            if free.f_bavail * free.f_frsize < _DISK_LEAST_BYTES:  # so its log may say nothing
-                raise DiskFull(
-                    f"the disk under {home} is full", hint="Make room, or put VIRGO_HOME on another disk."
-                )
+            check_room(home)  # without it the log may say nothing
             raise NotRunning(
                 f"`virgo up` ended at its start with status {os.waitstatus_to_exitcode(status)}",
                 hint=f"Its log is {log_file(home, RECORD)}.",

@@ -37,7 +37,7 @@ from virgo.home import (
 from virgo.kernel.process import ProcessMark
 from virgo.kernel.systemd import notify
 from virgo.limits import NODE_LOST_S, NODE_START_S, NODE_STOP_S, RESTART_BACKOFF_S_MAX
-from virgo.node.control import NODES, RECORD, failure_path, leftovers, stop_leftovers
+from virgo.node.control import NODES, RECORD, check_room, failure_path, leftovers, stop_leftovers
 from virgo.node.engines import LocalEngine, connect_engine
 from virgo.node.membership import register_patiently
 from virgo.node.transport import server_tls
@@ -292,7 +292,8 @@ async def supervise(
     progress: Progress = log.info,
     serving: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a supervisor until SIGTERM, SIGINT or SIGHUP."""
+    """Run a supervisor until SIGTERM, SIGINT or SIGHUP. Raises DiskFull, and what kept it from its start."""
+    check_room(config.home)
     supervisor = Supervisor(config, options, progress=progress)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

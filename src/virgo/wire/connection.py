@@ -175,7 +175,7 @@ class Connection:
                 return False
             reader.feed(data)
             reply = reader.gets()
-            if reply is not False:
+            if reply is not False or time.monotonic() > until:
                 return reply
 
     def _wait(self, timeout_s: float | None, watch: Watch | None) -> Any:
@@ -196,6 +196,9 @@ class Connection:
                 now = time.monotonic()
                 deadline = deadline or now + timeout_s
                 left_s = deadline - now
+                if left_s < 0:
+                    self.close()
+                    raise DeadlineExceeded(f"{self.address} did not answer within {timeout_s:g} s")
         return reply
 
     def _attempt(

@@ -38,8 +38,10 @@ def pack_plain(request: Sequence[Argument]) -> bytes:
     Raises:
         WrongType: an argument is none of bytes, text, number.
     """
+    # Numbers are made text here: hiredis 3.5 does not survive a signal handler that raises while it does so.
+    parts = tuple([repr(part) if type(part) in (int, float) else part for part in request])
     try:
-        packed: bytes = hiredis.pack_command(tuple(request))  # type: ignore[arg-type]
+        packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]
     except UnicodeEncodeError:
         encoded = [
             part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in request
@@ -71,6 +73,11 @@ PING: Final = pack_plain(("PING",))
 def not_connected(address: Address, error: OSError) -> VirgoError:
     """What to raise, from `error`, when no connection could be made."""
     reason = error.strerror or str(error) or "timed out"
+    if error.errno == errno.EAGAIN and address.path:
+        return Busy(
+            f"{address} has no room for another connection",
+            hint="Its process may be stopped, or very busy, and others wait already; try again.",
+        )
     if error.errno in _OWN_FAULTS and not isinstance(error, ssl.SSLError):
         return Busy(
             f"no connection to {address} could be made: {reason}",
