@@ -214,6 +214,12 @@ MEMORY_SYNC_SLOTS: Final = 64
 MEMORY_TAKEOVER_S: Final = 9.0
 # The table of their slots is read again before a request is passed on, unless it was read this recently.
 MEMORY_TABLE_FRESH_S: Final = 0.1
+# With more lists of free pages than this a store is condensed: to place a long value in it takes seconds ...
+MEMORY_FREE_RECORDS_MAX: Final = 20_000
+# ... if what counts in it is no more than this, which is copied in about a second ...
+MEMORY_CONDENSE_BYTES_MAX: Final = 1 * GiB
+# ... and not more often than this.
+MEMORY_CONDENSE_AGAIN_S: Final = 60.0
 # What a client process remembers of values that it has read by mapping, for each mapping of keys ...
 MEMORY_RECALL_BYTES_MAX: Final = 16 * MiB
 # ... up to this size: a longer one takes longer to use than to copy anew.

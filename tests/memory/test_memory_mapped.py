@@ -144,7 +144,7 @@ def test_another_store_at_the_path_is_refused(owner: Owner) -> None:
 
 def test_a_store_that_was_made_anew_is_noticed(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the files of the path are replaced, a reader says so instead of showing the old ones for ever."""
-    monkeypatch.setattr("virgo.memory.mapped._CHECK_S", 0.0)
+    monkeypatch.setattr("virgo.memory.mapped.CHECK_S", 0.0)
     mapped = owner.map()
     owner.do("set", "a", "old")
     assert mapped.key(key(b"a")) == b"old"

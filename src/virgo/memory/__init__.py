@@ -12,6 +12,8 @@ A node's store, an LMDB environment that several processes write:
 
     tables        as a process has it open: room, errors, what others have written
     ground        the blocks under its file, taken before they are used
+    heads         what LMDB says in the heads of its file
+    condense      its file written anew, when free pages lie about
     snapshot      what is read in a transaction
     batch         a transaction on keys and values
     owner         what only the node does in one

@@ -18,10 +18,11 @@ import lmdb
 from virgo.errors import NotRunning, PoolFull, TooLarge, VirgoError
 from virgo.limits import MEMORY_VALUE_BYTES_MAX
 from virgo.memory import keyspace
+from virgo.memory.heads import PAGE_BYTES
 from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import NOWHERE, Entry
 from virgo.memory.snapshot import FLUSHED, Snapshot
-from virgo.memory.tables import PAGE_BYTES, STATE, State
+from virgo.memory.tables import STATE, State
 
 if TYPE_CHECKING:
     from virgo.memory.tables import Tables

@@ -43,7 +43,7 @@ T = TypeVar("T")
 MISSING: Any = object()  # the answer of a read that the node has to give
 _pack_id = struct.Struct(">Q").pack
 _LONG_BYTES = 32 * 1024
-_CHECK_S = 1.0  # how often to look whether the files are still the same ones
+CHECK_S = 1.0  # how often to look whether the files are still the same ones
 _CLOSE_WAIT_S = 1.0  # closing waits for the reads of other threads, which take microseconds
 _FORK_WAIT_S = 0.1  # a fork too, but not for views, which may be the forking thread's own
 
@@ -296,7 +296,7 @@ class Mapped:
             self._close()
         if self._env is None:
             self._open()
-        self._see_until(monotonic() + _CHECK_S)
+        self._see_until(monotonic() + CHECK_S)
 
     def _see_until(self, when: float) -> None:
         self._check_at = when
@@ -342,7 +342,7 @@ class Mapped:
             raise
         self._env, self._inode = env, found.st_ino
         self._clock = clock
-        self._see_until(monotonic() + _CHECK_S)
+        self._see_until(monotonic() + CHECK_S)
         self._begin = env.begin
 
     def _map(self, *, writable: bool) -> Any:

@@ -18,10 +18,8 @@ from time import monotonic
 from typing import Any, Final
 
 from virgo.limits import MEMORY_RECALL_BYTES_MAX, MEMORY_RECALL_VALUE_BYTES_MAX
+from virgo.memory.heads import NUMBER_AT, PAGE_BYTES
 
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-# Of a head, behind its page's own: magic, version, address, size of the map, two tables, last page.
-_NUMBER_AT: Final = 16 + 4 + 4 + 8 + 8 + 2 * 48 + 8
 _NEVER: Final = -1
 _ENTRY_BYTES: Final = 200  # that remembering takes beside a value, about
 
@@ -41,7 +39,7 @@ class Clock:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.inode = os.fstat(descriptor).st_ino
-            heads = mmap.mmap(descriptor, 2 * _PAGE_BYTES, prot=mmap.PROT_READ)
+            heads = mmap.mmap(descriptor, 2 * PAGE_BYTES, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
         self.words: Sequence[int] = memoryview(heads).cast("Q")
@@ -53,7 +51,7 @@ class Clock:
 
 def word_after(number: int) -> int:
     """The place of the word that the change after that one overwrites."""
-    return ((number + 1) % 2 * _PAGE_BYTES + _NUMBER_AT) // 8
+    return ((number + 1) % 2 * PAGE_BYTES + NUMBER_AT) // 8
 
 
 class _Stopped:

@@ -188,6 +188,7 @@ class MemoryModule:
             "remote_hits": self._keys.remote.hits,
             "remote_bytes": self._keys.remote.held_bytes,
             "keys_evicted": self.store.evictor.evicted,
+            "condensed": self.store.condenser.done,
             "writers_helped": self._guard.helped,
             "writers_killed": self._guard.killed,
             "memcached": str(self._place.address) if self._place.open else "",

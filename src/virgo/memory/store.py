@@ -17,22 +17,23 @@ import functools
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
-from virgo.errors import Busy, DiskFull, VirgoError
+from virgo.errors import Busy, DiskFull, FileRefused, VirgoError
 from virgo.limits import (
     MEMORY_GROUND_FREE_BYTES,
     MEMORY_GROUND_SPARE_BYTES,
     MEMORY_READERS_MAX,
     MEMORY_SERIALS_BLOCK,
 )
-from virgo.memory import core
+from virgo.memory import condense, core
 from virgo.memory.eviction import Evictor
 from virgo.memory.ground import Ground, opening
+from virgo.memory.heads import PAGE_BYTES
 from virgo.memory.keeper import Keeper
 from virgo.memory.life import LifeFile, boot_id
 from virgo.memory.owner import OwnerBatch
@@ -41,7 +42,6 @@ from virgo.memory.tables import (
     DATABASES,
     FORMAT,
     IDENTITY,
-    PAGE_BYTES,
     STATE,
     State,
     Tables,
@@ -75,6 +75,7 @@ class Store(Tables):
         self.kept_regions: set[bytes] = set()  # stored keys that are regions, which count as no keys
         self.copies: dict[int, int] = {}  # by slot, how many keys are here as second copies of another's
         self.keeper = Keeper()
+        self.condenser = condense.Condenser()
         self._owner = self._own()
         try:
             self._life = self._begin_life()
@@ -150,9 +151,10 @@ class Store(Tables):
     def attend(self) -> None:
         """While the disk is full write by system calls, which fail where the map would be a signal.
 
-        They need no ground, so pages that were freed can be used for values of any length. To be called now
-        and then, when no batch is open.
+        They need no ground, so pages that were freed can be used for values of any length. And condense the
+        store if need be. To be called now and then, when no batch is open.
         """
+        self.condenser.attend(self)
         full = self.ground is None
         if full and disk_free_bytes(self.directory) < MEMORY_GROUND_FREE_BYTES:
             return
@@ -163,6 +165,39 @@ class Store(Tables):
             env, self.map_bytes, ground = self._map(self.map_bytes, through=full)
             self._use(env, ground)
             log.warning("%s is %swritten through the map now", self.directory, "" if ground else "not ")
+
+    def live_bytes(self) -> int:
+        """Of the pages that are in use."""
+        with self.env.begin() as txn:
+            tables = [txn.stat(getattr(self, name)) for name in DATABASES]
+        return sum(_pages(stat) for stat in (*tables, self.env.stat())) * PAGE_BYTES
+
+    def replace_file(self, replace: Callable[[Any, Path], None]) -> None:
+        """Have another file made and put in the place of ours, and go on with it. Nobody writes meanwhile.
+
+        Args:
+            replace: gets the environment, which it closes if it has replaced the file, and its directory.
+
+        Raises:
+            FileRefused, DiskFull: the file is the old one.
+        """
+        served = self.state
+        shut = self.state = served._replace(open=False)
+        try:
+            if not self._tell_end():
+                return
+            replace(self.env, self.directory)
+            if self.ground is not None:
+                self.ground.close()
+            env, self.map_bytes, ground = self._map(self.map_bytes)
+            self._use(env, ground)
+            self.last_id = 0  # so that all is measured anew
+        except lmdb.Error as error:
+            raise fault(self.directory, error) from error
+        except OSError as error:
+            raise FileRefused(f"{self.directory}: {error.strerror}", hint="Its file is as it was.") from error
+        finally:
+            self._become(served, shut)
 
     def _map(self, map_bytes: int, *, through: bool = True) -> tuple[Any, int, Ground | None]:
         """The environment, its address space, and the blocks under its file.
@@ -175,6 +210,7 @@ class Store(Tables):
             "mode": 0o600,
         }
         options |= {"sync": False, "metasync": False}
+        condense.finish(self.directory)
         with opening(self.directory, alone=True) as length:
             options["map_size"] = max(map_bytes, length)
             with lmdb.open(str(self.directory), **options) as env:

@@ -18,13 +18,13 @@ import lmdb
 from virgo.errors import BadArgument, DiskFull, FileRefused, PoolFull, VirgoError
 from virgo.limits import MEMORY_GROUND_SPARE_BYTES, MiB
 from virgo.memory.ground import Ground
+from virgo.memory.heads import PAGE_BYTES
 from virgo.memory.sketch import Sketch
 
 DATABASES = ("regions", "data", "chunks", "reserved", "keys", "due", "gone", "spaces", "claims", "held")
 FORMAT = 3  # of all that is kept; a change of it empties the pool
 STATE, IDENTITY = b"state", b"identity"
 _STATE = struct.Struct("<QQQ?I?")
-PAGE_BYTES: int = os.sysconf("SC_PAGE_SIZE")  # LMDB's pages are the system's
 _LAST_BYTES = 1 * MiB  # of the ground, for the owner to say how things are
 _NEARLY_FULL_BYTES = 1 * MiB
 _READERS_CHECK_TRANSACTIONS = 64  # so that looking costs nothing, and little can be written in between
