@@ -61,7 +61,7 @@ PortOffset = Annotated[
         "--port-offset",
         metavar="N",
         callback=within(0, PORT_OFFSET_MAX),
-        help="Add this to every port.",
+        help=f"Add this to every port, 0 to {PORT_OFFSET_MAX}.",
         show_default=False,
     ),
 ]
