@@ -16,6 +16,7 @@ import fcntl
 import functools
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,7 +185,12 @@ class Store(Tables):
         served = self.state
         shut = self.state = served._replace(open=False)
         try:
-            if not self._tell_end():
+            self.waiting_since = (
+                time.monotonic()
+            )  # a stopped client may have to be let finish its change first
+            told = self._tell_end()
+            self.waiting_since = 0.0
+            if not told:
                 return
             replace(self.env, self.directory)
             if self.ground is not None:
