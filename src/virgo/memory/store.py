@@ -187,7 +187,7 @@ class Store(Tables):
         try:
             self.waiting_since = (
                 time.monotonic()
-            )  # a stopped client may have to be let finish its change first
+            )  # a stopped client may have to be let finish first
             told = self._tell_end()
             self.waiting_since = 0.0
             if not told:
