@@ -185,9 +185,7 @@ class Store(Tables):
         served = self.state
         shut = self.state = served._replace(open=False)
         try:
-            self.waiting_since = (
-                time.monotonic()
-            )  # a stopped client may have to be let finish first
+            self.waiting_since = time.monotonic()  # a stopped client may have to be let finish first
             told = self._tell_end()
             self.waiting_since = 0.0
             if not told:
