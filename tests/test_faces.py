@@ -33,7 +33,9 @@ from virgo.files.core import parse_mode
 from virgo.files.cursor import Cursor
 from virgo.files.stream import RemoteFile
 from virgo.memory.aclient import AsyncMemoryClient, AsyncNamespace, AsyncRegion
+from virgo.memory.amapping import AsyncReach
 from virgo.memory.client import MemoryClient, Namespace, Region
+from virgo.memory.reach import Reach
 from virgo.wire.aclient import AsyncClient
 from virgo.wire.address import Address
 from virgo.wire.client import Client
@@ -126,7 +128,8 @@ def memory_pair() -> Pair:
 
 
 def namespace_pair() -> Pair:
-    return Pair(Namespace(_RUNNER, b"n"), AsyncNamespace(_RUNNER, b"n"), **_OF_KEYS)
+    reaches = Reach(_RUNNER, mapped=False), AsyncReach(_RUNNER, mapped=False)
+    return Pair(Namespace(reaches[0], b"n"), AsyncNamespace(reaches[1], b"n"), **_OF_KEYS)
 
 
 def cpu_pair() -> Pair:
