@@ -8,12 +8,15 @@ follow). Where bytes are far between, and where there is one processor, nobody l
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import os
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from virgo.limits import AWAKE_S, SOON_S
+
+if TYPE_CHECKING:
+    import asyncio  # which blocking clients do without
 
 ALONE = len(os.sched_getaffinity(0)) < 2  # then looking would keep the other side from answering
 
