@@ -26,8 +26,8 @@ def _several_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "ALONE", False)
 
 
-def work(awake: Wakeful) -> None:
-    awake.begin()
+def work(awake: Wakeful, whose: object = "one") -> None:
+    awake.begin(whose)
     awake.end()
 
 
@@ -51,6 +51,22 @@ def test_the_loop_is_awake_only_while_work_comes_soon() -> None:
             assert "awake" in repr(awake)
             await asleep(awake)
             await asyncio.sleep(wakeful.SOON_S * 2)
+
+    asyncio.run(check())
+
+
+def test_the_loop_sleeps_while_several_are_at_work() -> None:
+    """They keep it busy; each piece of work by itself would be done in more steps."""
+
+    async def check() -> None:
+        awake = Wakeful(asyncio.get_running_loop())
+        for _ in range(10):
+            work(awake, "one")
+            work(awake, "other")
+            assert "asleep" in repr(awake)
+        work(awake, "other")
+        assert "awake" in repr(awake)
+        await asleep(awake)
 
     asyncio.run(check())
 

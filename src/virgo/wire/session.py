@@ -173,7 +173,7 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle the requests that the chunk completes."""
-        self._wakeful.begin()
+        self._wakeful.begin(self)
         self.last_seen = self.service.loop.time()
         self.queue.extend(self._reader.read(data))
         if self._reader.open_bytes > CROWD_LOOK_BYTES:

@@ -22,22 +22,28 @@ ALONE = len(os.sched_getaffinity(0)) < 2  # then looking would keep the other si
 
 
 class Wakeful:
-    """Keeps an event loop awake after work, while work comes soon after work; for a listener's sessions."""
+    """Keeps an event loop awake after work, while work comes soon after work; for a listener's sessions.
 
-    __slots__ = ("_awake", "_context", "_ended", "_loop", "_soon")
+    Only while it is one session's: where several are at work the loop has enough to do, and does more at once
+    if it does not look for each piece by itself.
+    """
+
+    __slots__ = ("_awake", "_context", "_ended", "_loop", "_soon", "_whose")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._context = contextvars.Context()
         self._ended = 0.0
         self._soon = self._awake = False
+        self._whose: object = None
 
     def __repr__(self) -> str:
         return f"<Wakeful {'awake' if self._awake else 'asleep'}>"
 
-    def begin(self) -> None:
-        """Work has come."""
-        self._soon = monotonic() - self._ended < SOON_S
+    def begin(self, whose: object) -> None:
+        """Work has come from that session."""
+        self._soon = whose is self._whose and monotonic() - self._ended < SOON_S
+        self._whose = whose
 
     def end(self) -> None:
         """It is done."""
