@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,16 @@ def cloud3() -> Iterator[RunningCloud]:
             stop_cloud(home)
 
 
+@contextmanager
+def a_cloud(nodes: int = 1, **options: Any) -> Iterator[RunningCloud]:
+    """A cloud in a directory of its own, for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="virgo-") as directory:
+        try:
+            yield start_cloud(Path(directory), nodes, **options)
+        finally:
+            stop_cloud(Path(directory))
+
+
 @pytest.fixture
 def make_cloud() -> Iterator[Callable[..., RunningCloud]]:
     """Start clouds of a test's own: `make_cloud(nodes, environment=..., engines=...)`."""
@@ -177,4 +188,4 @@ def make_cloud() -> Iterator[Callable[..., RunningCloud]]:
             directory.cleanup()
 
 
-__all__ = ["RunningCloud", "free_offset", "start_cloud", "stop_cloud"]
+__all__ = ["RunningCloud", "a_cloud", "free_offset", "start_cloud", "stop_cloud"]

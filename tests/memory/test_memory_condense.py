@@ -15,6 +15,7 @@ import pytest
 from virgo.errors import FileRefused
 from virgo.limits import MiB
 from virgo.memory import condense, heads, keyspace
+from virgo.memory.guard import Guard
 from virgo.memory.store import Store
 
 
@@ -91,18 +92,20 @@ def test_a_copy_that_fails_leaves_the_store_as_it_was(
 ) -> None:
     """What was there is there, it can be written, and nothing lies about."""
 
-    def fail(*_arguments: Any) -> None:
+    def fail(*_arguments: Any, **_named: Any) -> None:
         raise OSError(5, "Input/output error")
 
     store = Store(tmp_path / "memory", capacity_bytes=64 * MiB)
     scatter(store)
-    with monkeypatch.context() as changed:
-        changed.setattr(condense, "renumber", fail)
-        with pytest.raises(FileRefused):
-            store.condenser.attend(store)
-    assert store.state.open and not (store.directory / "condensing").exists()
-    put(store, "k1", b"v")
-    assert get(store, "k1")[0] == b"v"
+    for step in ("renumber", "opening"):
+        with monkeypatch.context() as changed:
+            changed.setattr(condense, step, fail)
+            with pytest.raises(FileRefused):
+                store.condenser.attend(store)
+            assert store.state.open and not (store.directory / "condensing").exists()
+            store.attend()  # as the node's heart does, which must go on beating
+        put(store, "k1", b"v")
+        assert get(store, "k1")[0] == b"v"
     assert store.condenser.attend(store)
     assert get(store, "k1")[0] == b"v"
     store.close()
@@ -144,6 +147,39 @@ def test_a_kill_at_any_point_leaves_a_whole_store(tmp_path: Path, point: str) ->
         put(store, "n", b"%d" % number)
         assert get(store, "n")[0] == b"%d" % number
     assert not (directory / "condensing").exists()
+    store.close()
+
+
+STOPPED = """
+import os, signal, sys
+from virgo.memory import keyspace
+from virgo.memory.maps import open_mapped
+mapped = open_mapped(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+def put(batch):
+    batch.put_plain(keyspace.stored_key(b"client"), b"done")
+    print("writing", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+mapped.change(put)
+"""
+
+
+def test_a_client_that_is_stopped_in_a_change_is_let_finish_it_first(tmp_path: Path) -> None:
+    """Neither does it hold up the owner without end, nor is its change lost."""
+    store = Store(tmp_path / "memory", capacity_bytes=64 * MiB)
+    scatter(store)
+    guard = Guard(store)
+    guard.start()
+    arguments = [str(store.directory), store.identity, str(store.map_bytes)]
+    command = [sys.executable, "-c", STOPPED, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+        try:
+            assert client.stdout is not None and client.stdout.readline() == b"writing\n"
+            assert store.condenser.attend(store)
+            assert get(store, "client")[0] == b"done"
+            assert guard.killed == 0
+        finally:
+            client.kill()
+            guard.stop()
     store.close()
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from virgo.errors import NotRunning
 from virgo.memory import keyspace
 from virgo.memory.mapped import Mapped
 from virgo.memory.maps import open_mapped
-
-
-@pytest.fixture
-def owner(tmp_path: Path) -> Iterator[Owner]:
-    found = Owner(tmp_path / "memory")
-    yield found
-    found.end()
 
 
 def key(name: bytes) -> bytes:

@@ -7,16 +7,15 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest import start_cloud, stop_cloud
+from conftest import stop_cloud
 from virgo.errors import NotRunning, PoolFull, TooLarge, UnknownId
 from virgo.limits import MiB
 from virgo.memory import maps
@@ -49,23 +48,6 @@ while True:
     sys.stdout.write(f"{number}\\n")
     sys.stdout.flush()
 """
-
-
-@pytest.fixture(scope="module")
-def one() -> Iterator[RunningCloud]:
-    """A cloud of one node, for the tests of this file."""
-    with tempfile.TemporaryDirectory(prefix="virgo-") as directory:
-        try:
-            yield start_cloud(Path(directory), 1)
-        finally:
-            stop_cloud(Path(directory))
-
-
-@pytest.fixture
-def cloud(one: RunningCloud) -> Iterator[Cloud]:
-    with one.connect() as connected:
-        connected.memory.clear()
-        yield connected
 
 
 class Watched:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from conftest import RunningCloud, start_cloud, stop_cloud
+from conftest import RunningCloud, a_cloud
 from node.test_faults import attempt, until
 from virgo.cloud import Cloud
 from virgo.kernel.process import ProcessMark
@@ -92,20 +91,11 @@ def one_of_three(running: RunningCloud) -> None:
 def scenarios() -> Iterator[dict[str, Future[None]]]:
     """Those that mostly wait, each with a cloud of its own, side by side."""
     with ExitStack() as clouds, ThreadPoolExecutor() as threads:
-        places = [(work, clouds.enter_context(a_cloud(engines))) for work, engines in _SCENARIOS]
+        places = [(work, clouds.enter_context(a_cloud(engines=engines))) for work, engines in _SCENARIOS]
         yield {work.__name__: threads.submit(work, running) for work, running in places}
 
 
 _SCENARIOS = ((stopped, 1), (unwritable, 1), (one_of_three, 3))
-
-
-@contextmanager
-def a_cloud(engines: int) -> Iterator[RunningCloud]:
-    with tempfile.TemporaryDirectory(prefix="virgo-") as directory:
-        try:
-            yield start_cloud(Path(directory), 1, engines=engines)
-        finally:
-            stop_cloud(Path(directory))
 
 
 def test_a_stopped_engine_is_replaced(scenarios: dict[str, Future[None]]) -> None:

@@ -68,7 +68,7 @@ class Condenser:
             )
             return False
         before = store.file_bytes()
-        store.replace_file(condense)
+        store.condense()
         time.sleep(CHECK_S + _SPARE_S)
         self.done += 1
         log.warning(
@@ -78,8 +78,8 @@ class Condenser:
         return True
 
 
-def condense(env: Any, directory: Path) -> None:
-    """Put a compact copy in the place of the store's file, which nobody writes. The environment is closed."""
+def copy(env: Any, directory: Path) -> None:
+    """Make a compact copy beside the store's file, which nobody writes, numbered as its next change."""
     place = directory / _NAME
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700)
@@ -89,9 +89,12 @@ def condense(env: Any, directory: Path) -> None:
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    env.close()
+
+
+def put_in_place(directory: Path) -> None:
+    """Put the copy in the place of the store's file, which its owner has closed."""
     with opening(directory, alone=True):
-        (place / "data.mdb").replace(directory / "data.mdb")
+        (directory / _NAME / "data.mdb").replace(directory / "data.mdb")
         finish(directory)
 
 

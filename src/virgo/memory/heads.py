@@ -29,11 +29,8 @@ def free_records(path: Path) -> int:
     return int(_U64.unpack_from(newest, _RECORDS_AT)[0])
 
 
-def renumber(path: Path, number: int) -> int:
+def renumber(path: Path, number: int) -> None:
     """Let the only change of a compact copy, which nobody has open, have that number or the next one.
-
-    Returns:
-        Which.
 
     Raises:
         FileRefused: it is no such copy.
@@ -45,7 +42,6 @@ def renumber(path: Path, number: int) -> int:
             raise FileRefused(f"{path} is no compact copy", hint="LMDB writes these in another way now.")
         file.seek(PAGE_BYTES + NUMBER_AT)
         file.write(_U64.pack(number))
-    return number
 
 
 def _number(head: bytes) -> int:

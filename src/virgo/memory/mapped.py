@@ -291,7 +291,7 @@ class Mapped:
             self._enter(None)
 
     def _renew(self) -> None:
-        """Map, or map anew if these are other files. `_opening` is held."""
+        """Map, or map anew if these are other files. `opening` is held."""
         if self._env is not None and not self._same_files():
             self._close()
         if self._env is None:
@@ -360,7 +360,7 @@ class Mapped:
             return lmdb.open(self.directory, map_size=self._map_bytes, **options)
 
     def _close(self) -> None:
-        """Unmap once no read goes on. `_opening` is held, so none begins anew."""
+        """Unmap once no read goes on. `opening` is held, so none begins anew."""
         env, self._env, self._begin = self._env, None, None
         self._see_until(0.0)
         self._clock = None

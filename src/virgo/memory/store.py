@@ -18,7 +18,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,29 +155,27 @@ class Store(Tables):
         They need no ground, so pages that were freed can be used for values of any length. And condense the
         store if need be. To be called now and then, when no batch is open.
         """
-        self.condenser.attend(self)
+        try:
+            self.condenser.attend(self)
+        except VirgoError as error:
+            log.warning("%s is not condensed: %s", self.directory, error)
         full = self.ground is None
         if full and disk_free_bytes(self.directory) < MEMORY_GROUND_FREE_BYTES:
             return
         if full or not self.grounded:
             self.env.close()
-            if self.ground is not None:
-                self.ground.close()
-            env, self.map_bytes, ground = self._map(self.map_bytes, through=full)
-            self._use(env, ground)
-            log.warning("%s is %swritten through the map now", self.directory, "" if ground else "not ")
+            self._reopen(through=full)
+            log.warning("%s is %swritten through the map now", self.directory, "" if self.ground else "not ")
 
-    def live_bytes(self) -> int:
-        """Of the pages that are in use."""
-        with self.env.begin() as txn:
-            tables = [txn.stat(getattr(self, name)) for name in DATABASES]
-        return sum(_pages(stat) for stat in (*tables, self.env.stat())) * PAGE_BYTES
+    def _reopen(self, *, through: bool = True) -> None:
+        """Go on with the file that is in place; the environment is closed."""
+        if self.ground is not None:
+            self.ground.close()
+        env, self.map_bytes, ground = self._map(self.map_bytes, through=through)
+        self._use(env, ground)
 
-    def replace_file(self, replace: Callable[[Any, Path], None]) -> None:
-        """Have another file made and put in the place of ours, and go on with it. Nobody writes meanwhile.
-
-        Args:
-            replace: gets the environment, which it closes if it has replaced the file, and its directory.
+    def condense(self) -> None:
+        """Go on with a compact copy of the file; see `condense`. Others cannot write meanwhile.
 
         Raises:
             FileRefused, DiskFull: the file is the old one.
@@ -190,18 +188,30 @@ class Store(Tables):
             self.waiting_since = 0.0
             if not told:
                 return
-            replace(self.env, self.directory)
-            if self.ground is not None:
-                self.ground.close()
-            env, self.map_bytes, ground = self._map(self.map_bytes)
-            self._use(env, ground)
-            self.last_id = 0  # so that all is measured anew
+            condense.copy(self.env, self.directory)
+            self.env.close()
+            try:
+                condense.put_in_place(self.directory)
+            finally:
+                self._reopen()
+                self.last_id = 0  # so that all is measured anew
         except lmdb.Error as error:
             raise fault(self.directory, error) from error
         except OSError as error:
             raise FileRefused(f"{self.directory}: {error.strerror}", hint="Its file is as it was.") from error
         finally:
             self._become(served, shut)
+
+    def live_bytes(self) -> int:
+        """Of the pages that are in use."""
+        with self.env.begin() as txn:
+            stats = [txn.stat(getattr(self, name)) for name in DATABASES]
+        return self._pages(stats) * PAGE_BYTES
+
+    def _pages(self, stats: Iterable[dict[str, int]]) -> int:
+        """Pages in use by these tables and the one of all tables."""
+        kinds = ("branch_pages", "leaf_pages", "overflow_pages")
+        return sum(stat[kind] for stat in (*stats, self.env.stat()) for kind in kinds)
 
     def _map(self, map_bytes: int, *, through: bool = True) -> tuple[Any, int, Ground | None]:
         """The environment, its address space, and the blocks under its file.
@@ -320,7 +330,7 @@ class Store(Tables):
         entries = {name: stat["entries"] for name, stat in stats.items()}
         used = self.state.declared_bytes + keys_bytes
         info = self.env.info()
-        pages = sum(_pages(stat) for stat in (*stats.values(), self.env.stat()))
+        pages = self._pages(stats.values())
         return {
             "capacity_bytes": self.state.capacity_bytes,
             "used_bytes": used,
@@ -337,8 +347,3 @@ class Store(Tables):
             "readers": info["num_readers"],
             "transactions": info["last_txnid"],
         }
-
-
-def _pages(stat: dict[str, int]) -> int:
-    """Pages of one table."""
-    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]

@@ -54,7 +54,6 @@ class Client(Pool[Connection]):
     def _begin(self) -> None:
         """What a forked child must have of its own."""
         self._idle = []
-        self._mutex = threading.Lock()
         self._asking = threading.Lock()
         self._pid = os.getpid()
 
@@ -79,10 +78,9 @@ class Client(Pool[Connection]):
         """Give a connection back that has no reply outstanding."""
         connection.used = time.monotonic()
         if connection.fileno() >= 0:
+            # Looked at afterwards, so that no lock is needed.
             self._idle.append(connection)
-            if (
-                self._closed or len(self._idle) > POOL_IDLE_MAX
-            ):  # looked at afterwards, so that no lock is needed
+            if self._closed or len(self._idle) > POOL_IDLE_MAX:
                 surplus = self._pop()
                 if surplus is not None:
                     surplus.close()

@@ -143,7 +143,7 @@ class RequestReader:
         data = self._tail + chunk if known else chunk
         start, left = self._skip, None if inside else 0
         self._skip, self._tail = 0, b""
-        end = self._foresee(data, start, left, known, chunk, requests)
+        end = self._foresee(data, start, left, chunk, requests)
         begin, since = start, complete  # a place where a token begins, and what was complete there
         try:
             cut = _last_token(chunk) if end is None and len(chunk) > _LONG_CHUNK_BYTES else 0
@@ -171,7 +171,7 @@ class RequestReader:
         return self._check_size()
 
     def _foresee(
-        self, data: bytes, start: int, left: int | None, known: int, chunk: bytes, requests: list[Request]
+        self, data: bytes, start: int, left: int | None, chunk: bytes, requests: list[Request]
     ) -> _Stop | None:
         """Where the data ends, if all of its tokens were walked. Raises what is wrong with one.
 
@@ -183,7 +183,7 @@ class RequestReader:
                 return None
             stop = _walk(data, start, left)
         if stop.error is not None:
-            self._reader.feed(chunk[: max(0, stop.position - known)])
+            self._reader.feed(chunk[: max(0, stop.position - (len(data) - len(chunk)))])
             with contextlib.suppress(*_UNREADABLE):
                 self._collect(requests)
             raise stop.error
