@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -123,6 +124,26 @@ def test_threads_and_forks_keep_reading(owner: Owner) -> None:
     assert not failures
     owner.do("set", "a", "y")
     assert mapped.key(key(b"a")) == b"y"
+
+
+def test_a_map_that_nobody_uses_can_be_made_anew(owner: Owner) -> None:
+    """Whatever still refers to a transaction on it, a traceback for example; but not under a view."""
+    owner.do("set", "a", "x")
+    mapped = owner.map()
+    kept = mapped._env.begin()
+    del mapped
+    gc.collect()
+    mapped = owner.map()
+    assert mapped.key(key(b"a")) == b"x"
+    del kept
+    held = mapped.view_data(7)
+    del mapped
+    gc.collect()
+    assert held is not None
+    with held as memory:
+        assert bytes(memory) == b"x"
+    del held
+    assert owner.map().key(key(b"a")) == b"x"
 
 
 def test_another_store_at_the_path_is_refused(owner: Owner) -> None:

@@ -93,6 +93,13 @@ class Mapped:
         with self.opening:
             self._open()
 
+    def __del__(self) -> None:
+        # Not left to whoever forgets the last transaction, the traceback of an exception for example: until
+        # then nobody could map the store anew, since a process can do so but once.
+        env = self.__dict__.get("_env")
+        if env is not None and not any_held(self._viewing):
+            env.close()
+
     def __repr__(self) -> str:
         return f"<Mapped {self.directory} {'open' if self._env is not None else 'closed'}>"
 
