@@ -13,7 +13,7 @@ import contextvars
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import msgspec
@@ -83,7 +83,7 @@ class _Wire(msgspec.Struct, frozen=True, omit_defaults=True):
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Wire)
 _current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("virgo", default=None)
-_everywhere: Context | None = None
+_everywhere: Context | Callable[[], Context] | None = None
 
 
 def new_id() -> str:
@@ -93,11 +93,15 @@ def new_id() -> str:
 
 def current() -> Context | None:
     """The context of the request being handled here, if any."""
-    return _current.get() or _everywhere
+    context = _current.get() or _everywhere
+    return context() if callable(context) else context
 
 
-def adopt(context: Context | None) -> None:
-    """Make `context` current in every thread that has no other, in a process that runs one call at a time."""
+def adopt(context: Context | Callable[[], Context] | None) -> None:
+    """Make `context` current in every thread that has no other, in a process that runs one call at a time.
+
+    Instead of a context it may be what gives the one of the moment.
+    """
     global _everywhere  # noqa: PLW0603 - it is a property of the process
     _everywhere = context
 

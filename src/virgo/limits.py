@@ -289,6 +289,39 @@ COLLECT_WAIT_S: Final = 20.0
 # ... and how long a client may leave its results uncollected before its calls are cancelled.
 COLLECT_GRACE_S: Final = 30.0
 
+# Outcomes that a leased worker lays down before it sends them, for its client to see whatever happens ...
+LEASE_OUTCOMES_BYTES: Final = 64 * KiB
+# ... and how long it keeps them back for others to go along.
+LEASE_OUTCOMES_S: Final = 0.0002
+# Work that is sent ahead to a leased worker: enough for it never to wait for its client, whose threads take
+# turns of 5 ms ...
+LEASE_AHEAD_S: Final = 0.01
+# ... and no more calls than this, ...
+LEASE_AHEAD_CALLS_MAX: Final = 4_000
+# ... nor bytes, unless it is one call.
+LEASE_AHEAD_BYTES_MAX: Final = 256 * KiB
+# A call of which nothing is heard for so long, and for some times what such calls usually take, is slow: what
+# was sent after it is taken back for other workers.
+LEASE_SLOW_S: Final = 0.01
+# Workers that one client leases at once.
+LEASES_MAX: Final = 64
+# A leased worker that has done nothing for so long may be had by others who wait ...
+LEASE_IDLE_S: Final = 0.002
+# ... one at work is, after so long, if nobody else's turn is over before; ...
+LEASE_TURN_S: Final = 0.1
+# ... and without anybody waiting it goes back after this.
+LEASE_UNUSED_S: Final = 10.0
+# How often a node looks whether a lease may be had for those who wait.
+LEASE_LOOK_S: Final = 0.005
+# After a client has gone, its workers may finish what takes no longer than this.
+LEASE_LEAVE_S: Final = 0.1
+# Ends of leases that are kept for clients who ask how their worker ended.
+LEASE_ENDS_MAX: Final = 1_000
+# Before it asks for more workers, a client has work for those that it has for at least this long.
+LEASE_WORTH_S: Final = 0.0005
+# Calls that take less than this stay on the machine: to send one to another costs as much.
+LEASE_AWAY_S: Final = 0.002
+
 # --- files ----------------------------------------------------------------------------------
 # One read or write; larger ones are split by the client.
 FILE_IO_BYTES_MAX: Final = 64 * MiB

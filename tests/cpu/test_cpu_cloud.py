@@ -580,7 +580,7 @@ def test_a_forked_child_leaves_its_parents_calls_alone(cloud3):
     """Closing the cloud, or cancelling, in a child returns at once, and the parent gets its results."""
     with cloud3.connect() as parent:
         future = parent.cpu.submit(where, 1.0)
-        until(lambda: future.sent)
+        until(future.running)
         child = os.fork()
         if child == 0:
             began = time.monotonic()
@@ -596,7 +596,7 @@ def test_calls_of_a_node_that_is_stopped_are_lost_and_not_cancelled(make_cloud):
     own = make_cloud(1)
     with own.connect() as connected:
         future = connected.cpu.submit(where, 60.0)
-        until(lambda: future.sent)
+        until(future.running)
         os.kill(own.node("n1")["pid"], signal.SIGTERM)
         with pytest.raises(NodeLost):
             future.result(30)

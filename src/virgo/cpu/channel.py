@@ -1,7 +1,7 @@
-"""Many calls in flight at once, by two threads: one hands them in, one collects their outcomes.
+"""Many calls in flight at once through a node, by two threads: one hands them in, one collects outcomes.
 
 See `mailbox` for the other side. The threads start with the first call and end when there is nothing more to
-do. A future leaves the table of those outstanding exactly once, and whoever takes it out sets its outcome.
+do. This is the way to other machines, and from them; on one machine calls go straight to workers, see `crew`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from virgo import context as contexts
 from virgo.context import Context
-from virgo.cpu import messages
+from virgo.cpu.calls import Item
 from virgo.errors import Cancelled, NodeLost, NotRunning, VirgoError, from_line
 from virgo.limits import COLLECT_WAIT_S, REQUEST_DEADLINE_S, SUBMIT_BYTES_MAX, SUBMIT_CALLS_MAX
 from virgo.wire.call import Call, Runner, as_nothing
@@ -23,54 +22,11 @@ from virgo.wire.call import Call, Runner, as_nothing
 _IDLE_S = 1.0
 
 
-class CpuFuture(Future[Any]):
-    """A call in the cloud.
-
-    Unlike other futures it can be cancelled while it runs: `cancel` has its process terminated, then
-    killed, and returns when it is dead.
-    """
-
-    def __init__(self, channel: Channel, key: str) -> None:
-        super().__init__()
-        self.key = key
-        self.trusted = False  # whether its outcome may be unpickled
-        self.sent = False  # whether the node has taken it
-        self._channel = channel
-
-    def running(self) -> bool:
-        """Whether a node has it."""
-        return self.sent and not self.done()
-
-    def cancel(self) -> bool:
-        """End it; True if it is cancelled, False if it had ended before, or is the parent process's."""
-        if not self.done() and self._channel.pid == os.getpid():
-            self._channel.cancel([self])
-        return self.cancelled()
-
-    def settle(self, outcome: bytes) -> None:
-        """Set the result or exception that an outcome holds."""
-        try:
-            result = messages.as_result(outcome, trusted=self.trusted)
-        except BaseException as error:  # noqa: BLE001 - it is handed to whoever waits for the result
-            self.fail(error)
-            return
-        if self.set_running_or_notify_cancel():
-            self.set_result(result)
-
-    def fail(self, error: BaseException) -> None:
-        """Set the exception; Cancelled makes it a cancelled future."""
-        if isinstance(error, Cancelled):
-            super().cancel()
-            self.set_running_or_notify_cancel()
-        elif self.set_running_or_notify_cancel():
-            self.set_exception(error)
-
-
 @dataclass(frozen=True, slots=True)
 class _Letter:
     """A call that is to be handed in."""
 
-    future: CpuFuture
+    item: Item
     verb: str
     payload: tuple[bytes, ...]
     context: Context | None
@@ -86,88 +42,77 @@ class Channel:
     def __init__(self, runner: Runner) -> None:
         self.pid = os.getpid()
         self._runner = runner
-        self._prefix = os.urandom(12).hex()
+        self._prefix = os.urandom(12).hex()  # keys are unguessable
         self._serial = 0
         self._changed = threading.Condition()
         self._outbox: deque[_Letter] = deque()
-        self._futures: dict[str, CpuFuture] = {}
-        self._taken = 0  # futures in the table that the node has taken
+        self._items: dict[str, Item] = {}
+        self._taken: set[str] = set()  # of these, those that the node has
         self._mailbox = self._prefix
         self._sender: threading.Thread | None = None
         self._collector: threading.Thread | None = None
 
     def __repr__(self) -> str:
-        return f"<Channel {len(self._futures)} outstanding, {len(self._outbox)} to be sent>"
+        return f"<Channel {len(self._items)} outstanding, {len(self._outbox)} to be sent>"
 
-    @property
-    def outstanding(self) -> int:
-        """Calls without outcome."""
-        return len(self._futures)
-
-    def outstanding_futures(self) -> list[CpuFuture]:
-        """The calls without outcome."""
+    def send(self, items: Sequence[Item]) -> None:
+        """Hand calls in; never waits."""
         with self._changed:
-            return list(self._futures.values())
-
-    def wait(self) -> None:
-        """Return when nothing is outstanding."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._futures)
-
-    def future(self) -> CpuFuture:
-        """A future for a call that is about to be sent; its key is unguessable."""
-        with self._changed:
-            self._serial += 1
-            return CpuFuture(self, f"{self._prefix}-{self._serial:x}")
-
-    def send(self, future: CpuFuture, verb: str, *payload: bytes) -> None:
-        """Hand a call in; never waits."""
-        letter = _Letter(future, verb, payload, contexts.current())
-        with self._changed:
-            self._outbox.append(letter)
-            self._futures[future.key] = future
+            empty = not self._outbox
+            for item in items:
+                self._serial += 1
+                item.key = f"{self._prefix}-{self._serial:x}"
+                self._items[item.key] = item
+                verb = "CPU.CALL.SUBMIT" if item.task.form == "pickle" else "CPU.INVOKE.SUBMIT"
+                payload = item.task.options(item.key), item.task.function, item.arguments
+                self._outbox.append(_Letter(item, verb, payload, item.task.context))
             if self._sender is None:
                 self._sender = threading.Thread(target=self._send_all, name="virgo-submit", daemon=True)
                 self._sender.start()
-            elif len(self._outbox) == 1:
+            elif empty:
                 self._changed.notify_all()
 
-    def cancel(self, futures: list[CpuFuture]) -> None:
+    def cancel(self, items: list[Item]) -> None:
         """End calls; returns when they have ended, by this or by themselves."""
+        if self.pid != os.getpid():
+            return
         with self._changed:
-            wanted = {future.key for future in futures}
-            withdrawn = {one.future.key: one.future for one in self._outbox if one.future.key in wanted}
+            wanted = {item.key for item in items if item.key}
+            withdrawn = [one.item.key for one in self._outbox if one.item.key in wanted]
             if withdrawn:
-                self._outbox = deque(one for one in self._outbox if one.future.key not in wanted)
-            left = [one for one in futures if one.key not in withdrawn]
+                self._outbox = deque(one for one in self._outbox if one.item.key not in wanted)
+            left = wanted.difference(withdrawn)
             # A batch on its way is waited for: the node must know a key before it can cancel it.
-            self._changed.wait_for(lambda: all(one.sent or one.done() for one in left), REQUEST_DEADLINE_S)
+            self._changed.wait_for(lambda: self._known(left), REQUEST_DEADLINE_S)
         for key in withdrawn:
             self._finish(key, Cancelled("the call was cancelled before it was sent"))
-        left = [future for future in left if not future.done()]
+        left = {key for key in left if key in self._items}
         if not left:
             return
         try:
-            self._runner.run(Call(("CPU.CANCEL", *(future.key for future in left)), int))
+            self._runner.run(Call(("CPU.CANCEL", *left), int))
         except (NodeLost, NotRunning) as error:  # a node cancels what a client leaves; a dead one has done so
             self._lose(error)
             return
         if threading.current_thread() is not self._collector:  # it cannot wait for itself
             with self._changed:
-                self._changed.wait_for(lambda: all(one.done() for one in left), REQUEST_DEADLINE_S)
+                self._changed.wait_for(lambda: not left & self._items.keys(), REQUEST_DEADLINE_S)
+
+    def _known(self, keys: set[str]) -> bool:
+        """Whether each of these calls has ended, or is the node's."""
+        return all(key in self._taken or key not in self._items for key in keys)
 
     def _finish(self, key: str, outcome: bytes | VirgoError) -> None:
         """Set the outcome of a call, unless it has one already."""
         with self._changed:
-            future = self._futures.get(key)
-            if future is None:
-                return
-            del self._futures[key]
-            self._taken -= future.sent
+            item = self._items.pop(key, None)
+            self._taken.discard(key)
+        if item is None:
+            return
         if isinstance(outcome, VirgoError):
-            future.fail(outcome)
+            item.fail(outcome)
         else:
-            future.settle(outcome)
+            item.settle(outcome)
 
     # --- the threads --------------------------------------------------------------------------
 
@@ -191,9 +136,8 @@ class Channel:
                 if mailbox != self._mailbox:  # it was closed meanwhile, and what was in it cancelled
                     replies = [_lost() for _ in batch]
                 for letter, reply in zip(batch, replies, strict=True):
-                    if reply is None:
-                        letter.future.sent = True
-                        self._taken += letter.future.key in self._futures
+                    if reply is None and letter.item.key in self._items:
+                        self._taken.add(letter.item.key)
                 if self._collector is None:
                     self._collector = threading.Thread(
                         target=self._collect_all, name="virgo-collect", daemon=True
@@ -201,7 +145,7 @@ class Channel:
                     self._collector.start()
             for letter, reply in zip(batch, replies, strict=True):
                 if reply is not None:
-                    self._finish(letter.future.key, _as_error(reply))
+                    self._finish(letter.item.key, _as_error(reply))
             with self._changed:
                 self._changed.notify_all()
 
@@ -241,7 +185,7 @@ class Channel:
     def _lose(self, error: VirgoError) -> None:
         """The node is gone, or gave this client up: so is every call that it had taken."""
         with self._changed:
-            lost = [future.key for future in self._futures.values() if future.sent]
+            lost = list(self._taken)
             self._mailbox = os.urandom(12).hex()
         for key in lost:
             self._finish(key, error)

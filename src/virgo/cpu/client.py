@@ -17,21 +17,32 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import cloudpickle
 
+from virgo import context as contexts
+from virgo.context import Identity
 from virgo.cpu import messages
-from virgo.cpu.channel import Channel, CpuFuture
+from virgo.cpu.calls import Book, Item, Task
+from virgo.cpu.channel import Channel
+from virgo.cpu.crew import Crew
 from virgo.cpu.exports import check_name, summary_of
-from virgo.cpu.messages import Options
+from virgo.cpu.futures import CpuFuture, Run
 from virgo.cpu.shipping import ship, ship_arguments
 from virgo.errors import BadArgument
-from virgo.limits import CALL_RETRIES_MAX, CALL_TERMINATE_S, CALL_TIMEOUT_MS_MAX
+from virgo.limits import (
+    CALL_RETRIES_MAX,
+    CALL_TERMINATE_S,
+    CALL_TIMEOUT_MS_MAX,
+    EXPORT_FRESH_S,
+    SUBMIT_CALLS_MAX,
+)
 from virgo.wire.call import Call, Runner, as_nothing, as_text
+from virgo.wire.client import Client
 
 T = TypeVar("T")
 Target = Callable[..., Any] | str
@@ -59,12 +70,17 @@ def call_of(
     retries: int = 0,
 ) -> Call[Any]:
     """One call, to be run by either client."""
-    options, function, arguments = _payload(target, args, kwargs, node=node, timeout=timeout, retries=retries)
-    trusted = options.form == "pickle"
+    task = task_of(target, node=node, timeout=timeout, retries=retries)
+    return _by_node(task, arguments_of(task, args, kwargs))
+
+
+def _by_node(task: Task, arguments: bytes) -> Call[Any]:
+    """The call of a task as a request to the node."""
+    trusted = task.trusted
     return Call(
-        ("CPU.CALL" if trusted else "CPU.INVOKE", messages.encode_options(options), function, arguments),
+        ("CPU.CALL" if trusted else "CPU.INVOKE", task.options(), task.function, arguments),
         lambda outcome: messages.as_result(outcome, trusted=trusted),
-        math.inf if timeout is None else timeout + _GRACE_S,
+        task.timeout_ms / 1000 + _GRACE_S if task.timeout_ms else math.inf,
     )
 
 
@@ -87,17 +103,29 @@ def unpublish_of(name: str) -> Call[None]:
 class CpuClient(Executor):
     """The processors of the cloud, as a `concurrent.futures.Executor`.
 
+    On the machine of the node, calls go straight to workers that this client leases (see `crew`), else
+    through the node (see `channel`).
+
     Args:
         runner: connections to a node.
     """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._channel = Channel(runner)
         self._shut = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """What a forked child must have of its own."""
+        self._pid = os.getpid()
+        self._book = Book()
+        self._channel = Channel(self._runner)
+        self._crew: Crew | None = None
+        self._crews_identity: Identity | None = None
+        self._not_exported: dict[str, float] = {}  # names that workers do not know, and until when
 
     def __repr__(self) -> str:
-        return f"<CpuClient {self._channel.outstanding} outstanding{' shut down' if self._shut else ''}>"
+        return f"<CpuClient {len(self._book.open)} outstanding{' shut down' if self._shut else ''}>"
 
     def clone(
         self,
@@ -127,7 +155,20 @@ class CpuClient(Executor):
             NodeLost: its node was lost; whether it had ended there is unknown.
             NoNode, NotExported, Denied, Busy: it was not begun.
         """
-        return self._runner.run(call_of(target, args, kwargs, node=node, timeout=timeout, retries=retries))
+        task = task_of(target, node=node, timeout=timeout, retries=retries)
+        arguments = arguments_of(task, args, kwargs)
+        crew = self._crew_for(task)
+        if crew is None:
+            return self._runner.run(_by_node(task, arguments))
+        outcome = crew.call(task, arguments)
+        if outcome is not None:
+            return messages.as_result(outcome, trusted=task.trusted)
+        future = self._submit(task, arguments)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # what nobody waits for any more, after Ctrl-C for example
+            raise
 
     def submit(self, target: Target, /, *args: Any, **kwargs: Any) -> CpuFuture:
         """The same without waiting; `submit_to` takes the options. Raises RuntimeError after `shutdown`."""
@@ -144,15 +185,24 @@ class CpuClient(Executor):
         retries: int = 0,
     ) -> CpuFuture:
         """`submit` with the options of `clone`."""
-        channel = self._open_channel()
-        future = channel.future()
-        options, function, arguments = _payload(
-            target, args, kwargs or {}, node=node, timeout=timeout, retries=retries, key=future.key
-        )
-        future.trusted = options.form == "pickle"
-        verb = "CPU.CALL.SUBMIT" if future.trusted else "CPU.INVOKE.SUBMIT"
-        channel.send(future, verb, messages.encode_options(options), function, arguments)
+        self._check_open()
+        task = task_of(target, node=node, timeout=timeout, retries=retries)
+        return self._submit(task, arguments_of(task, args, kwargs or {}))
+
+    def _submit(self, task: Task, arguments: bytes) -> CpuFuture:
+        future = CpuFuture(task.trusted, self._cancel, self._runs)
+        item = future.item = Item(task, arguments, future, 0, self._book)
+        self._send(task, (item,))
         return future
+
+    def _send(self, task: Task, items: Sequence[Item]) -> None:
+        """Have calls run; they are of one task."""
+        crew = self._crew_for(task)
+        self._book.add(items)
+        if crew is not None:
+            crew.submit(items)
+        else:
+            self._channel.send(items)
 
     def map(
         self,
@@ -164,56 +214,115 @@ class CpuClient(Executor):
     ) -> Iterator[Any]:
         """Results in the order of the arguments, as `Executor.map`.
 
+        Calls travel many at once by themselves, as many as are run in a few milliseconds.
+
         Args:
             fn: a callable or a name.
             iterables: its arguments.
             timeout: seconds until `__next__` raises TimeoutError; the calls outstanding are cancelled.
-            chunksize: how many calls travel and run as one; only for a callable.
+            chunksize: how many calls run as one; only for a callable.
             buffersize: how many results may be outstanding at once, None for all.
         """
         target, rows, chunked = mapping(fn, iterables, chunksize, buffersize)
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._open_channel()
-        results = self._results(target, rows, deadline, buffersize)
+        self._check_open()
+        results = self._results(task_of(target), rows, deadline, buffersize)
         return itertools.chain.from_iterable(results) if chunked else results
 
     def _results(
-        self, fn: Target, rows: Iterable[tuple[Any, ...]], deadline: float | None, buffersize: int | None
+        self, task: Task, rows: Iterable[tuple[Any, ...]], deadline: float | None, buffersize: int | None
     ) -> Iterator[Any]:
         # As in the standard library, the calls begin now, not when the first result is asked for.
-        source = iter(rows)
-        futures = [self.submit(fn, *row) for row in itertools.islice(source, buffersize)]
-        futures.reverse()
+        run, source = Run(task.trusted), iter(rows)
+
+        def begin(count: int | None) -> None:
+            while items := self._next_items(task, run, source, count):
+                self._send(task, items)
+                if count is not None:
+                    return
+
+        begin(buffersize)
 
         def results() -> Iterator[Any]:
+            index = 0
             try:
-                while futures:
-                    left_s = None if deadline is None else deadline - time.monotonic()
-                    result = futures[-1].result(left_s)
-                    futures.pop()
-                    yield result
+                while index < len(run.items):
+                    left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    result = run.result(index, left_s)
+                    index += 1
                     if buffersize is not None:
-                        futures[:0] = [self.submit(fn, *row) for row in itertools.islice(source, 1)]
+                        begin(1)
+                    yield result
             finally:
-                if futures:
-                    self._channel.cancel(futures)
+                if index < len(run.items):
+                    self._cancel(run.items[index:])
 
         return results()
+
+    def _next_items(
+        self, task: Task, run: Run, source: Iterator[tuple[Any, ...]], count: int | None
+    ) -> list[Item]:
+        """The next calls of a run, so many or as many as are sent at once."""
+        items = []
+        for row in itertools.islice(source, count or SUBMIT_CALLS_MAX):
+            item = Item(task, arguments_of(task, row, {}), run, len(run.items), self._book)
+            run.add(item)
+            items.append(item)
+        return items
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; wait for those outstanding, or cancel them."""
         self._shut = True
-        if self._channel.pid != os.getpid():  # forked: the calls are the parent's
+        if self._pid != os.getpid():  # forked: the calls are the parent's
             return
-        outstanding = self._channel.outstanding_futures()
-        if cancel_futures and outstanding:
-            self._channel.cancel(outstanding)
+        if cancel_futures:
+            self._cancel(list(self._book.open))
         if wait:
-            self._channel.wait()
+            self._book.wait()
+        if self._crew is not None and not self._book.open:
+            self._crew.close()
+            self._crew = None
 
     def close(self) -> None:
         """Take no more calls, and cancel those outstanding."""
         self.shutdown(wait=False, cancel_futures=True)
+
+    def _cancel(self, items: list[Item]) -> None:
+        """End calls; returns when they have ended, by this or by themselves."""
+        if self._pid != os.getpid() or not items:
+            return
+        if self._crew is not None:
+            self._crew.cancel(items)
+        left = [item for item in items if item.open and item.key]
+        if left:
+            self._channel.cancel(left)
+
+    def _runs(self, item: Item) -> bool:
+        """Whether a worker or a node has a call."""
+        return item.key != "" or (self._crew is not None and self._crew.runs(item))
+
+    def _crew_for(self, task: Task) -> Crew | None:
+        """The leased workers, if they can run the task."""
+        if self._pid != os.getpid():  # forked: threads, workers and futures are the parent's
+            self._begin()
+        client = self._runner
+        if not isinstance(client, Client) or not client.address.path:
+            return None
+        if task.name and self._not_exported.get(task.name, 0.0) > time.monotonic():
+            return None
+        identity = None if task.context is None else task.context.identity
+        if self._crew is None or identity != self._crews_identity:
+            if self._crew is not None:
+                self._crew.close()
+            self._crew, self._crews_identity = Crew(client, self._book, self._go_by_node), identity
+        return self._crew
+
+    def _go_by_node(self, items: list[Item]) -> None:
+        """Calls that are not for leased workers: of other machines, or programs by name."""
+        for item in items:
+            if item.task.name:
+                self._not_exported[item.task.name] = time.monotonic() + EXPORT_FRESH_S
+        self._channel.send(items)
 
     def publish(self, function: Callable[..., Any], *, name: str = "") -> int:
         """Let a function be called by name on every node, until `unpublish`; returns its version.
@@ -234,27 +343,16 @@ class CpuClient(Executor):
 
     def stats(self) -> dict[str, Any]:
         """Calls of this client without outcome."""
-        return {"outstanding": self._channel.outstanding, "shut": self._shut}
+        crew = {} if self._crew is None else self._crew.stats()
+        return {"outstanding": len(self._book.open), "shut": self._shut, **crew}
 
-    def _open_channel(self) -> Channel:
+    def _check_open(self) -> None:
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._channel.pid != os.getpid():  # forked: the threads and futures are the parent's
-            self._channel = Channel(self._runner)
-        return self._channel
 
 
-def _payload(
-    target: Target,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    node: str,
-    timeout: float | None,
-    retries: int,
-    key: str = "",
-) -> tuple[Options, bytes, bytes]:
-    """Options, function and arguments of a call. Raises BadArgument, or what pickling raises."""
+def task_of(target: Target, *, node: str = "", timeout: float | None = None, retries: int = 0) -> Task:
+    """A callable or a name, with options, as a task. Raises BadArgument, or what pickling raises."""
     if timeout is not None and not 0 < timeout <= CALL_TIMEOUT_MS_MAX / 1000:
         raise BadArgument(
             f"timeout is {timeout}, but must be more than 0 s and at most {CALL_TIMEOUT_MS_MAX // 1000} s",
@@ -266,17 +364,36 @@ def _payload(
             hint="0 runs the call at most once; more only if running it twice does no harm.",
         )
     timeout_ms = 0 if timeout is None else max(1, math.ceil(timeout * 1000))
+    context = contexts.current()
     if isinstance(target, str):
-        options = Options(key, target, node, timeout_ms, retries, "data")
-        return options, target.encode(), messages.pack_arguments(args, kwargs)
+        name = target.encode()
+        return Task(
+            "data", target, target, name, b"",
+            node=node, timeout_ms=timeout_ms, retries=retries, context=context,
+        )  # fmt: skip
     if not callable(target):
         raise BadArgument(
             f"clone needs a callable or a name, not {type(target).__name__}",
             hint="Give the function itself, and its arguments behind it: clone(pow, 2, 10).",
         )
+    shipped = ship(target)
+    plain = not (node or timeout_ms or retries) and context is None
+    if plain and shipped.task is not None:
+        known: Task = shipped.task
+        return known
     label = getattr(target, "__qualname__", None) or type(target).__qualname__
-    options = Options(key, label[:80], node, timeout_ms, retries, "pickle")
-    return options, ship(target), ship_arguments(args, kwargs)
+    task = Task(
+        "pickle", label[:80], "", shipped.data, shipped.digest,
+        node=node, timeout_ms=timeout_ms, retries=retries, context=context,
+    )  # fmt: skip
+    if plain:
+        shipped.task = task
+    return task
+
+
+def arguments_of(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """The arguments of one call. Raises BadArgument, or what pickling raises."""
+    return ship_arguments(args, kwargs) if task.trusted else messages.pack_arguments(args, kwargs)
 
 
 def mapping(

@@ -5,6 +5,9 @@ that waits for a call of its own lends its worker's place, so that a clone that 
 place while it waits for it; and calls made by calls go first, the newest before the older, which keeps the
 number of half-done ones small.
 
+A lease is to the ledger a call that may run for ever, and can be recalled for others who wait: `victim` says
+which lease, so that all clients have their turn.
+
 Which node runs a call is decided in `placement`.
 """
 
@@ -15,6 +18,8 @@ from dataclasses import dataclass
 
 from virgo.errors import Busy
 from virgo.limits import CALLS_WAITING_MAX, WORKERS_MAX
+
+Crew = bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class Ledger:
         self._workers: dict[int, int] = {}  # worker by call
         self._lent: Counter[int] = Counter()  # calls outstanding of each running call
         self._extra: set[int] = set()
+        self._leases: dict[int, Crew] = {}  # running ones, the longest first
+        self._recalled: set[int] = set()
         self._last = 0
 
     def __repr__(self) -> str:
@@ -89,17 +96,27 @@ class Ledger:
         """Calls that would not have to wait; negative if there are more than that already."""
         return self.limit - self.running - self.waiting
 
+    @property
+    def first(self) -> int | None:
+        """The waiting call that comes next, None if none waits."""
+        if self._nested:
+            return next(reversed(self._nested))
+        return next(iter(self._waiting), None)
+
     def worker_of(self, call: int) -> int | None:
         """The worker that runs the call, None if it waits or has ended."""
         return self._workers.get(call)
 
-    def submit(self, call: int, *, nested: bool = False, extra: bool = False) -> list[Effect]:
+    def submit(
+        self, call: int, *, nested: bool = False, extra: bool = False, crew: Crew | None = None
+    ) -> list[Effect]:
         """A call has come.
 
         Args:
             call: its number.
             nested: another call waits for it: it goes first.
             extra: that one runs elsewhere, and its place cannot be lent: one more worker may be made.
+            crew: it is a lease for this client.
 
         Raises:
             Busy: too many wait, or calls that wait for calls hold all workers there can be.
@@ -113,6 +130,8 @@ class Ledger:
             )
         if extra:
             self._extra.add(call)
+        if crew is not None:
+            self._leases[call] = crew
         (self._nested if nested or extra else self._waiting)[call] = None
         return self._go_on()
 
@@ -140,6 +159,7 @@ class Ledger:
     def withdraw(self, call: int) -> bool:
         """Take back a call that still waits; False if it does not."""
         self._extra.discard(call)
+        self._leases.pop(call, None)
         for place in (self._waiting, self._nested):
             if call in place:
                 del place[call]
@@ -158,6 +178,35 @@ class Ledger:
             self._lent[call] -= 1
             if not self._lent[call]:
                 del self._lent[call]
+
+    def victim(self, crew: Crew, idle: set[int], *, turn: bool) -> int | None:
+        """The lease to be recalled for a client who waits for a worker; None if none may be.
+
+        Args:
+            crew: the client, b"" if it is for a single call.
+            idle: leases whose workers do nothing.
+            turn: whether it has waited for so long that it is its turn.
+        """
+        held = {call: who for call, who in self._leases.items() if call in self._workers}
+        if self._recalled & held.keys():  # one at a time: it is on its way
+            return None
+        for call, who in held.items():
+            if call in idle and who != crew:
+                return call
+        if not held:
+            return None
+        counts = Counter(held.values())
+        own = counts[crew] if crew else self.running - len(held)
+        most, count = counts.most_common(1)[0]
+        if count > own + 1:
+            return next(call for call in reversed(held) if held[call] == most)
+        if turn and (own == 0 or not crew):
+            return next((call for call in held if held[call] != crew), None)
+        return None
+
+    def recall(self, call: int) -> None:
+        """The lease has been recalled."""
+        self._recalled.add(call)
 
     def retarget(self, target: int) -> list[Effect]:
         """The share of this node has changed."""
@@ -180,6 +229,8 @@ class Ledger:
             del self._workers[call]
             self._lent.pop(call, None)
             self._extra.discard(call)
+            self._leases.pop(call, None)
+            self._recalled.discard(call)
 
     def _go_on(self) -> list[Effect]:
         effects: list[Effect] = []

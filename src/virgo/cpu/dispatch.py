@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import math
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,27 +21,24 @@ import msgspec
 from virgo import context as contexts
 from virgo.context import Context
 from virgo.cpu import messages
-from virgo.cpu.messages import Options, Work
-from virgo.cpu.placement import Candidate, Seats, choose, workers_of
+from virgo.cpu.hiring import Hiring
+from virgo.cpu.messages import Options, Terms, Work
 from virgo.cpu.pool import WorkerPool
 from virgo.cpu.published import Published
+from virgo.cpu.seating import Seating
 from virgo.errors import (
     Busy,
     Cancelled,
     DeadlineExceeded,
     NodeLost,
-    NoNode,
     NotExported,
     NotLoaded,
     NotRunning,
     VirgoError,
 )
-from virgo.limits import CALLS_WAITING_MAX, NAME_CHARS_MAX
-from virgo.members import Member
+from virgo.limits import NAME_CHARS_MAX
 from virgo.module import NodeServices
 
-# Waiting calls that are looked at when a place becomes free: some may not go to every node.
-_LOOK_AHEAD: Final = 64
 # Answers that say that the node did not run the call: another one may.
 _NOT_BEGUN: Final = (Busy, NotExported, NotLoaded)
 
@@ -59,15 +54,6 @@ class _Flight:
     cancelled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A call that waits for a place on a node."""
-
-    options: Options
-    refused: dict[int, VirgoError]
-    seat: asyncio.Future[int]
-
-
 class Dispatcher:
     """Sends calls to nodes, and runs those that are for this one.
 
@@ -77,6 +63,10 @@ class Dispatcher:
         programs: its allowlist.
         published: the functions published to the cloud.
         chance: source of randomness for placement.
+
+    Attributes:
+        seating: who gets a place on which node.
+        forwarded: calls sent so far, by node.
     """
 
     def __init__(
@@ -92,23 +82,13 @@ class Dispatcher:
         self._pool = pool
         self._programs = programs
         self._published = published
-        self._chance = chance
-        self._seats: dict[int, Seats] = {services.number: Seats()}
-        self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
-        self._nested: OrderedDict[int, _Waiting] = OrderedDict()  # taken newest first
-        self._serial = itertools.count(1)
-        self._coming = 0  # calls that have a place here and did not reach the pool yet
+        self.seating = Seating(services, pool, chance=chance)
         self._flights: dict[str, _Flight] = {}
         self._numbers: dict[str, int] = {}  # calls running here, by the id of their context
         self.forwarded: dict[str, int] = {}  # calls sent so far, by node
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self._services.name} flights={len(self._flights)}>"
-
-    @property
-    def waiting(self) -> int:
-        """Calls that no node has yet."""
-        return len(self._waiting) + len(self._nested)
 
     async def dispatch(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         """Run a call on the best node and return its outcome.
@@ -124,6 +104,40 @@ class Dispatcher:
         with self._flight(options.key, context), self._lent(parent), contexts.using(context):
             return await self._try(options, function, arguments)
 
+    async def lease(self, options: Options, hiring: Hiring, terms: Terms) -> tuple[int, bytes]:
+        """Lease a worker of this node to its end; or give at once the number of another node with a place.
+
+        Returns:
+            The node, and the outcome: a failure if the worker has died.
+
+        Raises:
+            VirgoError: there is no worker to be had.
+        """
+        context = contexts.current() or Context(id=contexts.new_id())
+        parent = self._numbers.get(context.cause)
+        nested = bool(context.cause)
+        options = msgspec.structs.replace(
+            options, nested=nested, extra=nested and options.extra and parent is None
+        )
+        with self._lent(parent):
+            number = await self.seating.take(options, {})
+            if number != self._services.number:
+                self.seating.leave(number, moved=True)
+                return number, b""
+            work = Work("lease", options.label, "", b"", [], None, messages.encode_order(terms))
+            try:
+                with self.seating.coming_to_pool() as arrived:
+                    outcome = await self._pool.run(
+                        work,
+                        nested=options.nested,
+                        extra=options.extra,
+                        started=lambda _number: arrived(),
+                        hiring=hiring,
+                    )
+            finally:
+                self.seating.leave(number)
+        return number, outcome
+
     async def run_here(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         """Run a call that another node, or this one, placed here."""
         context = _bounded(options)
@@ -131,7 +145,7 @@ class Dispatcher:
             try:
                 return await self._run(options, function, arguments)
             finally:
-                self.go_on()
+                self.seating.go_on()
 
     async def cancel(self, key: str) -> bool:
         """Cancel a call and wait until it is dead; False if there is none of that key."""
@@ -160,7 +174,7 @@ class Dispatcher:
         refused: dict[int, VirgoError] = {}
         retries = options.retries
         while True:
-            number = await self._take_seat(options, refused)
+            number = await self.seating.take(options, refused)
             try:
                 if number == self._services.number:
                     return await self._run_seated(options, function, arguments)
@@ -175,128 +189,12 @@ class Dispatcher:
                     retries -= 1
                 refused[number] = error
             finally:
-                self._seats[number].ours -= 1
-                self.go_on()
+                self.seating.leave(number)
 
     async def _run_seated(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         """Run a call here that has taken a place here."""
-        coming = True
-
-        def arrived() -> None:
-            nonlocal coming
-            self._coming -= coming
-            coming = False
-
-        try:
+        with self.seating.coming_to_pool() as arrived:
             return await self._run(options, function, arguments, arrived=arrived)
-        finally:
-            arrived()
-
-    def _occupy(self, number: int) -> int:
-        """Take a place on a node."""
-        self._seats.setdefault(number, Seats()).ours += 1
-        self._coming += number == self._services.number
-        return number
-
-    async def _take_seat(self, options: Options, refused: dict[int, VirgoError]) -> int:
-        """A node that has a place for the call, as soon as there is one; the place is taken."""
-        if options.node:
-            return self._occupy(self._pinned(options, refused))
-        self._check_able(options, refused)
-        number = None if self.waiting and not options.nested else self._choose(refused)
-        if number is None and options.extra and self._services.number not in refused:
-            number = self._services.number
-        if number is None:
-            return await self._wait_for_seat(options, refused)
-        return self._occupy(number)
-
-    async def _wait_for_seat(self, options: Options, refused: dict[int, VirgoError]) -> int:
-        if self.waiting >= CALLS_WAITING_MAX:
-            raise Busy(f"{self.waiting} calls wait for a node already")
-        serial = next(self._serial)
-        waiting = _Waiting(options, refused, asyncio.get_running_loop().create_future())
-        queue = self._nested if options.nested else self._waiting
-        queue[serial] = waiting
-        try:
-            return await waiting.seat
-        except asyncio.CancelledError:
-            if waiting.seat.done() and not waiting.seat.cancelled() and waiting.seat.exception() is None:
-                number = waiting.seat.result()
-                self._seats[number].ours -= 1
-                self._coming -= number == self._services.number
-                self.go_on()
-            raise
-        finally:
-            queue.pop(serial, None)
-
-    def go_on(self) -> None:
-        """A place may have become free: give it to who waits, calls of calls first."""
-        for queue, last in ((self._nested, True), (self._waiting, False)):
-            for serial in list(itertools.islice(reversed(queue) if last else queue, _LOOK_AHEAD)):
-                waiting = queue[serial]
-                if waiting.seat.done():
-                    del queue[serial]
-                    continue
-                try:
-                    self._check_able(waiting.options, waiting.refused)
-                except VirgoError as error:
-                    waiting.seat.set_exception(error)
-                    del queue[serial]
-                    continue
-                number = self._choose(waiting.refused)
-                if number is None:
-                    if waiting.refused:  # others may go where it may not
-                        continue
-                    return
-                waiting.seat.set_result(self._occupy(number))
-                del queue[serial]
-
-    def _check_able(self, options: Options, refused: dict[int, VirgoError]) -> None:
-        """Raise if no node can ever take the call."""
-        if any(self._runs_calls(one) and one.number not in refused for one in self._services.members()):
-            return
-        if refused:  # each has said why not; the last is as good as any
-            raise list(refused.values())[-1]
-        raise NoNode(f"{options.label}: no node of this cloud runs calls now")
-
-    def _choose(self, refused: dict[int, VirgoError]) -> int | None:
-        """The best of the nodes that have a place now."""
-        members = self._services.members()
-        able = []
-        for member in members:
-            if member.number not in refused and self._runs_calls(member):
-                candidate, room = self._candidate(member, members)
-                if room > 0:
-                    able.append(candidate)
-        if not able:
-            return None
-        return able[0].number if len(able) == 1 else choose(able, chance=self._chance)
-
-    def _runs_calls(self, member: Member) -> bool:
-        if member.number == self._services.number:  # whatever its last beat said: the call is here
-            return True
-        return member.state == "up" and member.modules.get("cpu", "up") == "up"
-
-    def _candidate(self, member: Member, members: Sequence[Member]) -> tuple[Candidate, int]:
-        seats = self._seats.setdefault(member.number, Seats())
-        if member.number == self._services.number:
-            # Calls that have a place here but did not reach the pool yet count too.
-            room = max(self._pool.room - self._coming, 1 - seats.ours)
-            calls = self._pool.outstanding + self._coming
-            return Candidate(member.number, member.load, calls, self._pool.target, local=True), room
-        seats.seen(member.load)
-        workers = workers_of(member, members)
-        return Candidate(member.number, member.load, seats.calls, workers), seats.room(workers)
-
-    def _pinned(self, options: Options, refused: dict[int, VirgoError]) -> int:
-        for member in self._services.members():
-            if member.name == options.node:
-                if member.number in refused:
-                    raise refused[member.number]
-                return member.number
-        if any(member.name == options.node for member in self._services.known()):
-            raise NodeLost(f"{options.label} must run on node {options.node}, which is lost")
-        raise NoNode(f"{options.label} must run on node {options.node}, which this cloud does not have")
 
     # --- there, and here ----------------------------------------------------------------------
 
@@ -405,7 +303,7 @@ class Dispatcher:
             yield
             return
         self._pool.lend(parent)
-        self.go_on()
+        self.seating.go_on()
         try:
             yield
         finally:

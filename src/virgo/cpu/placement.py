@@ -84,12 +84,13 @@ class Seats:
 
     Attributes:
         ours: calls that this node has there now.
+        moved: clients that were sent there since the last figures.
     """
 
-    __slots__ = ("_foreign", "_load", "ours")
+    __slots__ = ("_foreign", "_load", "moved", "ours")
 
     def __init__(self) -> None:
-        self.ours = 0
+        self.ours = self.moved = 0
         self._foreign = 0
         self._load: Load | None = None
 
@@ -97,13 +98,14 @@ class Seats:
         """Take note of figures; only new ones count."""
         if load is not self._load:
             self._load = load
+            self.moved = 0
             self._foreign = max(0, load.outstanding - self.ours)
 
     @property
     def calls(self) -> int:
         """Calls there, of all nodes."""
-        return self._foreign + self.ours
+        return self._foreign + self.moved + self.ours
 
     def room(self, workers: int) -> int:
         """Calls that this node may send there now."""
-        return max(1, workers - self._foreign) - self.ours
+        return max(1, workers - self._foreign - self.moved) - self.ours

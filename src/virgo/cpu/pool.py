@@ -23,11 +23,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from virgo.cpu import messages
-from virgo.cpu.core import Effect, Fork, Ledger, Retire, Start
+from virgo.cpu.core import Crew, Effect, Fork, Ledger, Retire, Start
+from virgo.cpu.hiring import Hiring
 from virgo.cpu.messages import Failure, Order, Work
 from virgo.cpu.processes import TemplateProcess, WorkerProcess
-from virgo.errors import DeadlineExceeded, NodeLost, NotLoaded
-from virgo.limits import CALL_TERMINATE_S, FUNCTIONS_CACHED_MAX, WORKER_LOG_BYTES_MAX
+from virgo.errors import Busy, DeadlineExceeded, NodeLost, NotLoaded, VirgoError
+from virgo.limits import (
+    CALL_TERMINATE_S,
+    FUNCTIONS_CACHED_MAX,
+    LEASE_IDLE_S,
+    LEASE_LOOK_S,
+    LEASE_TURN_S,
+    LEASE_UNUSED_S,
+    WORKER_LOG_BYTES_MAX,
+)
 
 log = logging.getLogger("virgo.cpu")
 
@@ -38,11 +47,13 @@ _FORK_AGAIN_S: Final = 0.1
 class _Call:
     """One call on its way."""
 
-    __slots__ = ("future", "number", "work")
+    __slots__ = ("future", "hiring", "number", "since", "work")
 
-    def __init__(self, number: int, work: Work) -> None:
+    def __init__(self, number: int, work: Work, hiring: Hiring | None = None) -> None:
         self.number = number
         self.work = work
+        self.hiring = hiring
+        self.since = time.monotonic()
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
 
@@ -55,6 +66,10 @@ class WorkerPool:
         target: workers that run at once when no call waits for another.
         imports: modules to import before workers are forked.
         environment: environment variables for the workers, beside those of this process.
+
+    Attributes:
+        outside: the client that waits longest for a place here before it comes to the pool, and since when
+            (in monotonic time, 0.0 if nobody does); to be set.
     """
 
     def __init__(
@@ -83,6 +98,8 @@ class WorkerPool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._oom_kills = 0
+        self._look: asyncio.TimerHandle | None = None
+        self.outside: Callable[[], tuple[Crew, float]] = lambda: (b"", 0.0)
         self.done = self.failed = 0
 
     def __repr__(self) -> str:
@@ -107,13 +124,13 @@ class WorkerPool:
 
     @property
     def outstanding(self) -> int:
-        """Calls running or waiting."""
-        return len(self._calls)
+        """Calls running or waiting; a lease counts while its worker works."""
+        return len(self._calls) - len(self._idle())
 
     @property
     def room(self) -> int:
-        """Calls that would not have to wait for a worker."""
-        return self._ledger.room
+        """Calls that would not have to wait for a worker, or but for a moment."""
+        return self._ledger.room + len(self._idle())
 
     @property
     def target(self) -> int:
@@ -169,14 +186,16 @@ class WorkerPool:
         nested: bool = False,
         extra: bool = False,
         started: Callable[[int], None] = lambda _number: None,
+        hiring: Hiring | None = None,
     ) -> bytes:
-        """Run a call on a worker and return its outcome.
+        """Run a call on a worker and return its outcome; or lease a worker, and return when that is over.
 
         Args:
             work: the call.
             deadline: monotonic time at which it is stopped.
             nested, extra: see `core.Ledger.submit`.
             started: told the call's number here, for `lend` and `reclaim`.
+            hiring: the lease.
 
         Raises:
             Busy: a bound is reached; nothing was started.
@@ -186,11 +205,14 @@ class WorkerPool:
         """
         if self._stopping:
             raise NotLoaded(f"the processor pool of node {self.node} is stopping")
-        call = _Call(next(self._serial), work)
+        call = _Call(next(self._serial), work, hiring)
         started(call.number)
         self._calls[call.number] = call
         try:
-            self._apply(self._ledger.submit(call.number, nested=nested, extra=extra))
+            crew = None if hiring is None else hiring.crew
+            self._apply(self._ledger.submit(call.number, nested=nested, extra=extra, crew=crew))
+            if self._ledger.waiting:
+                self.press()
             await self._until_done(call, deadline)
             outcome = call.future.result()
             ok = outcome[:1] != messages.FAILED
@@ -199,9 +221,47 @@ class WorkerPool:
             raise
         finally:
             del self._calls[call.number]
-            self.done += ok
-            self.failed += not ok
+            if hiring is None:
+                self.done += ok
+                self.failed += not ok
         return outcome
+
+    def press(self) -> None:
+        """Somebody waits for a worker: recall leases for him as they are to be had, until nobody waits."""
+        if self._look is None:
+            self._look_for_leases()
+
+    def _look_for_leases(self) -> None:
+        self._look = None
+        call = self._calls.get(self._ledger.first or 0)
+        if call is not None:
+            crew, since = b"" if call.hiring is None else call.hiring.crew, call.since
+        else:
+            crew, since = self.outside()
+        if self._stopping or not since:
+            return
+        now = time.monotonic()
+        number = self._ledger.victim(crew, self._idle(), turn=now - since > LEASE_TURN_S)
+        if number is not None:
+            self._recall(number)
+        self._look = asyncio.get_running_loop().call_later(LEASE_LOOK_S, self._look_for_leases)
+
+    def _idle(self) -> set[int]:
+        """The leases whose workers do nothing."""
+        now = time.monotonic()
+        return {
+            number
+            for number, call in self._calls.items()
+            if call.hiring is not None and call.hiring.idle_s(now) > LEASE_IDLE_S
+        }
+
+    def _recall(self, number: int) -> None:
+        call = self._calls[number]
+        worker = self._ledger.worker_of(number)
+        if worker is not None and call.hiring is not None:
+            self._ledger.recall(number)
+            call.hiring.recall()
+            self._workers[worker].send(*messages.WANTED)
 
     async def _until_done(self, call: _Call, deadline: float | None) -> None:
         left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -266,7 +326,10 @@ class WorkerPool:
             self._apply(self._ledger.gone(worker.number))
 
     def _death(self, call: _Call, status: int | None) -> Failure:
-        where = f"{call.work.label} on node {self.node}"
+        label = call.work.label
+        if call.hiring is not None and call.hiring.slate is not None:
+            label = call.hiring.slate.label or label
+        where = f"{label} on node {self.node}"
         if status is None:
             return Failure(
                 f"{where} lost its worker; how it ended is unknown", cause="signal", node=self.node
@@ -302,6 +365,9 @@ class WorkerPool:
     def _hand(self, worker: WorkerProcess, call: _Call) -> None:
         """Send a call to a worker; the function only if the worker does not have it."""
         work = call.work
+        if call.hiring is not None:
+            self._hand_over(worker, call, call.hiring)
+            return
         digest = function = b""
         if work.function:
             digest = hashlib.sha256(work.function).digest()
@@ -313,6 +379,19 @@ class WorkerPool:
                 worker.known.popitem(last=False)
         order = Order(work.form, work.label, work.name, digest, work.program, work.context)
         worker.send(messages.encode_order(order), function, *work.arguments)
+
+    def _hand_over(self, worker: WorkerProcess, call: _Call, hiring: Hiring) -> None:
+        """Give a worker the connection of the client who leases it."""
+        order = messages.encode_order(Order(call.work.form, call.work.label, context=call.work.context))
+        try:
+            worker.hand(hiring.start(), order)
+        except (OSError, VirgoError) as error:
+            call.future.set_exception(Busy(f"node {self.node} cannot hand a worker over: {error}"))
+            del self._at[worker.number]
+            self._apply(self._ledger.done(worker.number))
+            return
+        if not hiring.handed.done():
+            hiring.handed.set_result(None)
 
     async def _fork(self, number: int) -> None:
         """Make a worker; out of descriptors or without a template, try until there is one."""
@@ -342,6 +421,10 @@ class WorkerPool:
         while True:
             await asyncio.sleep(_TRIM_S)
             self._apply(self._ledger.trim())
+            now = time.monotonic()
+            for number, call in self._calls.items():
+                if call.hiring is not None and call.hiring.idle_s(now) > LEASE_UNUSED_S:
+                    self._recall(number)
             with contextlib.suppress(FileNotFoundError):
                 if self._log_path.stat().st_size > WORKER_LOG_BYTES_MAX:
                     os.truncate(self._log_path, 0)  # all write to it in append mode

@@ -79,6 +79,17 @@ class WorkerProcess(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(hiredis.pack_command(parts))  # type: ignore[arg-type]
 
+    def hand(self, descriptors: Sequence[int], *parts: bytes) -> None:
+        """Send a request with descriptors, which are closed here; it must be idle. Raises OSError."""
+        try:
+            if self._transport is not None:
+                plain = self._transport.get_extra_info("socket")
+                with socket.socket(fileno=os.dup(plain.fileno())) as own:
+                    socket.send_fds(own, [hiredis.pack_command(parts)], descriptors)  # type: ignore[arg-type]
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
     def terminate(self, reason: str) -> None:
         """End it: SIGTERM to its process group, and SIGKILL if that is not enough."""
         if not self.ending:

@@ -8,6 +8,7 @@
 | `CPU.CALL`, `CPU.INVOKE` | exec, write | run a pickled callable, or a name with MessagePack arguments |
 | `....SUBMIT`, `CPU.COLLECT` | | the same for many at once, see `mailbox` |
 | `....HERE` | | the same between nodes: run on this very node |
+| `CPU.CREW`, `CPU.LEASE`, `....STOP`, `....END` | write | workers for a client alone, see `leases` |
 | `CPU.PUBLISH`, `CPU.UNPUBLISH` | exec | functions of the whole cloud |
 
 Nothing that arrives is unpickled in this process, only in workers.
@@ -25,6 +26,7 @@ from virgo import context as contexts
 from virgo.cpu import messages
 from virgo.cpu.dispatch import Dispatcher
 from virgo.cpu.exports import check_name
+from virgo.cpu.leases import Leases
 from virgo.cpu.mailbox import Mailboxes
 from virgo.cpu.messages import Options
 from virgo.cpu.placement import workers_of
@@ -55,6 +57,7 @@ class CpuModule:
         self._published = Published(services.engine)
         self._mailboxes = Mailboxes()
         self._dispatcher: Dispatcher | None = None
+        self._leases: Leases | None = None
 
     def __repr__(self) -> str:
         return f"<CpuModule of {self._services.name} {self._pool!r}>"
@@ -77,6 +80,7 @@ class CpuModule:
             self._published,
             chance=random.Random(),  # noqa: S311 - it spreads load, it keeps no secret
         )
+        self._leases = Leases(self._services, self._dispatcher)
         await self._pool.start()
         await self._published.start()
 
@@ -85,17 +89,18 @@ class CpuModule:
         await self._published.stop()
         if self._pool is not None:
             await self._pool.stop()  # calls fail with NodeLost, and those who wait for them are told
-            self._pool = self._dispatcher = None
+            self._pool = self._dispatcher = self._leases = None
         self._mailboxes.close()
 
     def stats(self) -> dict[str, Any]:
         """Workers and calls of this node, and the calls that it sent to others."""
-        if self._pool is None or self._dispatcher is None:
+        if self._pool is None or self._dispatcher is None or self._leases is None:
             return {}
         return {
             **self._pool.stats(),
+            **self._leases.stats(),
             "clients": len(self._mailboxes),
-            "unplaced": self._dispatcher.waiting,
+            "unplaced": self._dispatcher.seating.waiting,
             "forwarded": dict(self._dispatcher.forwarded),
         }
 
@@ -105,13 +110,13 @@ class CpuModule:
             return load
         self._pool.retarget(self._target())
         if self._dispatcher is not None:
-            self._dispatcher.go_on()
+            self._dispatcher.seating.go_on()
         return msgspec.structs.replace(load, outstanding=self._pool.outstanding, workers=self._pool.target)
 
     def commands(self) -> Sequence[Command]:
         """See the module."""
-        dispatcher = self._dispatcher
-        assert dispatcher is not None
+        dispatcher, leases = self._dispatcher, self._leases
+        assert dispatcher is not None and leases is not None
 
         async def call(_session: Session, request: list[bytes]) -> bytes:
             return await dispatcher.dispatch(_options(request[1], "pickle"), request[2], request[3:])
@@ -124,6 +129,19 @@ class CpuModule:
 
         async def invoke_here(_session: Session, request: list[bytes]) -> bytes:
             return await dispatcher.run_here(_named(request), request[2], request[3:])
+
+        def crew(session: Session, request: list[bytes]) -> resp.Encoded:
+            leases.crew(session, request[1])
+            return resp.OK
+
+        async def lease(session: Session, request: list[bytes]) -> Any:
+            return await leases.lease(session, messages.decode_options(request[1]))
+
+        async def stop(_session: Session, request: list[bytes]) -> int:
+            return await leases.stop(request[1], args.integer(request[2], "lease"))
+
+        async def end(_session: Session, request: list[bytes]) -> bytes:
+            return await leases.end(request[1], args.integer(request[2], "lease"))
 
         usage = "options function arguments"
         return [
@@ -146,6 +164,13 @@ class CpuModule:
             Command("CPU.INVOKE.SUBMIT", self._submit, "write", 4, 4, usage=f"mailbox {usage}"),
             Command("CPU.COLLECT", self._collect, "write", 1, 1, usage="mailbox",
                     summary="Outcomes of submitted calls: key, error, outcome, key, ..."),
+            Command("CPU.CREW", crew, "write", 1, 1, usage="key",
+                    summary="Lease workers until this connection closes."),
+            Command("CPU.LEASE", lease, "write", 1, 1, usage="options",
+                    summary="Hand this connection to a worker, or say who has one."),
+            Command("CPU.LEASE.STOP", stop, "write", 2, 2, concurrent=True, usage="key lease"),
+            Command("CPU.LEASE.END", end, "write", 2, 2, concurrent=True, usage="key lease",
+                    summary="How a leased worker ended."),
             Command("CPU.PUBLISH", self._publish, "exec", 2, 3, usage="name function [summary]",
                     summary="Let a cloudpickled function be called by name on every node."),
             Command("CPU.UNPUBLISH", self._unpublish, "exec", 1, 1, usage="name"),

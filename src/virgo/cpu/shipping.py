@@ -11,7 +11,7 @@ have them.
 
 from __future__ import annotations
 
-import pickle
+import hashlib
 import sys
 import types
 from pathlib import Path
@@ -19,38 +19,60 @@ from typing import Any, Final
 
 import cloudpickle
 
+from virgo.cpu import messages
+
 _ATOMS: Final = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType)
 _DEPTH_MAX: Final = 4
 
 _KEPT_BYTES_MAX: Final = 64 * 1024
 _KEPT_MAX: Final = 256
-_PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
 
-# By the identity of the function, which the parts keep alive: the function, all that its bytes depend on.
-_kept: dict[int, tuple[list[Any], bytes]] = {}
+# By the identity of the function, which the parts keep alive: all that its bytes depend on, and these.
+_kept: dict[int, tuple[list[Any], Shipped]] = {}
 _modules_seen = 0
 
 
-def ship(function: Any) -> bytes:
-    """A callable as bytes, for `pickle.loads`. Raises what pickling raises."""
+class Shipped:
+    """A callable as bytes, for `pickle.loads`.
+
+    Attributes:
+        data, digest: the bytes, and their SHA-256.
+        task: what whoever calls it without options keeps with it.
+    """
+
+    __slots__ = ("data", "digest", "task")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.digest = hashlib.sha256(data).digest()
+        self.task: Any = None
+
+
+def ship(function: Any) -> Shipped:
+    """A callable as bytes. Raises what pickling raises."""
     parts: list[Any] = []
     if type(function) is not types.FunctionType or not _collect(function, parts, 0):
-        return _dump(function)
-    known, data = _kept.get(id(function), ([], b""))
+        return Shipped(_dump(function))
+    known, shipped = _kept.get(id(function), _NOTHING)
     if len(known) == len(parts) and all(old is new for old, new in zip(known, parts, strict=True)):
-        return data
-    data = _dump(function)
-    if len(data) <= _KEPT_BYTES_MAX:
+        return shipped
+    shipped = Shipped(_dump(function))
+    if len(shipped.data) <= _KEPT_BYTES_MAX:
         if len(_kept) >= _KEPT_MAX:
             _kept.clear()
-        _kept[id(function)] = parts, data
-    return data
+        _kept[id(function)] = parts, shipped
+    return shipped
+
+
+_NOTHING: Final[tuple[list[Any], Shipped]] = ([], Shipped(b""))
 
 
 def ship_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """Arguments as bytes, by plain pickle if they are plain. Raises what pickling raises."""
-    if not kwargs and all(type(value) in _PLAIN for value in args):
-        return pickle.dumps((args, kwargs), 5)
+    """Arguments as bytes, for `messages.load_arguments`. Raises what pickling raises."""
+    if not kwargs:
+        plain = messages.ship_plain(args)
+        if plain is not None:
+            return plain
     return _dump((args, kwargs))
 
 

@@ -23,7 +23,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import hiredis
 import msgspec
@@ -32,11 +32,14 @@ from virgo import context as contexts
 from virgo.context import Identity
 from virgo.cpu import messages, programs
 from virgo.cpu.exports import exported
-from virgo.cpu.messages import Failure, Form, Order, failed
+from virgo.cpu.leased import Leased
+from virgo.cpu.messages import WANTED, Failure, Form, Order, Parcel, Terms, failed
 from virgo.errors import BadArgument, VirgoError
+from virgo.kernel import barrier
 from virgo.limits import ERROR_TEXT_CHARS_MAX, FUNCTIONS_CACHED_MAX
 
 _RECEIVE_BYTES: Final = 256 * 1024
+_DESCRIPTORS_MAX: Final = 2
 _F_SETSIG: Final = 10  # Linux; the standard library has no name for it
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = "500"  # when memory runs out, a worker goes before its node
@@ -76,21 +79,31 @@ class Worker:
     def __init__(self, *, node: str) -> None:
         self._node = node
         self._functions: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
+        self._handed: list[int] = []  # descriptors that came with the request
+        self._connections: list[socket.socket] = []
+        self.forked = False
+        # A process that a call forks must not answer in the worker's place.
+        os.register_at_fork(after_in_child=self._step_back)
 
     def __repr__(self) -> str:
         return f"<Worker {os.getpid()} of {self._node} functions={len(self._functions)}>"
 
     def serve(self, connection: socket.socket) -> None:
         """Run calls until the other side closes the connection."""
-        reader, worker = hiredis.Reader(), os.getpid()
-        # A process that a call forks must not answer in the worker's place.
-        os.register_at_fork(after_in_child=connection.close)
-        while data := connection.recv(_RECEIVE_BYTES):
+        reader = hiredis.Reader()
+        self._connections.append(connection)
+        while True:
+            data, handed, _, _ = socket.recv_fds(connection, _RECEIVE_BYTES, _DESCRIPTORS_MAX)
+            self._handed += handed
+            if not data:
+                return
             reader.feed(data)
             while (request := reader.gets()) is not False:
+                if request == WANTED:  # a lease that has ended by now
+                    continue
                 flags, outcome = self.handle(request)
-                if os.getpid() != worker:  # the call has returned in a process that it forked
-                    _leave()
+                if self.forked:  # the call has returned in a process that it forked
+                    self.leave()
                 head = b"*2\r\n$%d\r\n%b\r\n$%d\r\n" % (len(flags), flags, len(outcome))
                 if len(outcome) < _RECEIVE_BYTES:
                     connection.sendall(b"%b%b\r\n" % (head, outcome))
@@ -102,41 +115,75 @@ class Worker:
     def handle(self, request: list[bytes]) -> tuple[bytes, bytes]:
         """Run one call; flags for the pool, and the outcome."""
         order = messages.decode_order(request[0])
+        if order.form == "lease":
+            return b"", self._serve_lease(messages.decode_terms(order.context))
         # Threads of the call inherit no context variables; there is one call here, so they share its context.
         contexts.adopt(contexts.decode(order.context, speaker=_NODE) if order.context else None)
         try:
             if order.program is not None:
                 return self._run_program(order, order.program, request[2:])
             try:
-                function = self._function(order, request[1])
-                if function is None:
-                    return b"", messages.UNKNOWN
-                args, kwargs = _arguments(order.form, request[2:])
+                function = self.function_of(order.name, order.digest, request[1])
             except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
-                return b"", self._not_loaded(order, error)
-            return b"", self._run(order, function, args, kwargs)
+                return b"", self.not_loaded(order, error)
+            if function is None:
+                return b"", messages.UNKNOWN
+            return b"", self.outcome_of(order, function, request[2:])
         finally:
             contexts.adopt(None)
 
-    def _function(self, order: Order, sent: bytes) -> Callable[..., Any] | None:
-        """The function to call, None if the pool must send it."""
-        if not order.digest:
-            return exported()[order.name]
-        function = self._functions.get(order.digest)
+    def leave(self) -> NoReturn:
+        """End a process that a call forked, as if its part of the program were over."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(0)
+
+    def _step_back(self) -> None:
+        """In a process that a call has forked: nothing of the worker's is ours."""
+        self.forked = True
+        for connection in self._connections:
+            connection.close()
+
+    def _serve_lease(self, terms: Terms) -> bytes:
+        """Be leased until that ends."""
+        client, page = self._handed[:2]
+        del self._handed[:2]
+        connection = socket.socket(fileno=client)
+        self._connections.append(connection)
+        try:
+            Leased(self, connection, page, self._connections[0], terms).serve()
+        except OSError:  # the client was gone before it began
+            connection.close()
+        finally:
+            self._connections.remove(connection)
+        return messages.packed(None)
+
+    def function_of(self, name: str, digest: bytes, sent: bytes) -> Callable[..., Any] | None:
+        """The function to call, None if it must be sent. Raises KeyError, or what unpickling raises."""
+        if not digest:
+            return exported()[name]
+        function = self._functions.get(digest)
         if function is not None:
-            self._functions.move_to_end(order.digest)
+            self._functions.move_to_end(digest)
             return function
         if not sent:
             return None
         function = pickle.loads(sent)  # noqa: S301 - role exec sent it
-        self._functions[order.digest] = function
+        self._functions[digest] = function
         if len(self._functions) > FUNCTIONS_CACHED_MAX:
             self._functions.popitem(last=False)
         return function  # type: ignore[no-any-return]
 
-    def _run(
-        self, order: Order, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    def outcome_of(
+        self, order: Order | Parcel, function: Callable[..., Any], arguments: list[bytes]
     ) -> bytes:
+        """Run a call: its outcome, whatever happens short of the end of the process."""
+        try:
+            args, kwargs = _arguments(order.form, arguments)
+        except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
+            return self.not_loaded(order, error)
+        del arguments
         try:
             result = finished(function(*args, **kwargs))
         except SystemExit as error:
@@ -157,7 +204,7 @@ class Worker:
                 )
             )
 
-    def _raised(self, order: Order, error: BaseException) -> bytes:
+    def _raised(self, order: Order | Parcel, error: BaseException) -> bytes:
         pickled = b""
         if order.form == "pickle":
             try:
@@ -175,7 +222,8 @@ class Worker:
             )
         )
 
-    def _not_loaded(self, order: Order, error: BaseException) -> bytes:
+    def not_loaded(self, order: Order | Parcel, error: BaseException) -> bytes:
+        """The outcome of a call that cannot be loaded."""
         hint = ""
         if isinstance(error, ImportError):
             hint = (
@@ -239,7 +287,7 @@ def _arguments(form: Form, words: list[bytes]) -> tuple[Sequence[Any], dict[str,
         return [messages.word(word) for word in words], {}
     if form == "data":
         return messages.unpack_arguments(words[0])
-    return pickle.loads(words[0])  # type: ignore[no-any-return]  # noqa: S301 - role exec sent it
+    return messages.load_arguments(words[0])
 
 
 def _shown(error: BaseException) -> str:
@@ -263,14 +311,6 @@ def _traceback(error: BaseException) -> str:
     return text[-16 * ERROR_TEXT_CHARS_MAX :]
 
 
-def _leave() -> None:
-    """End a process that a call forked, as if its part of the program were over."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(0)
-
-
 def _has_children() -> bool:
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -288,4 +328,5 @@ def main(connection: socket.socket, lifeline: int, *, node: str) -> None:
     numpy = sys.modules.get("numpy.random")
     if numpy is not None:  # unlike `random`, it does not seed itself after a fork
         numpy.seed()
+    barrier.register()
     Worker(node=node).serve(connection)

@@ -15,15 +15,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, cast
 
 from virgo import context as contexts
 from virgo.context import NOBODY, ROLES, Context, Identity
-from virgo.errors import BadArgument, Cancelled, DeadlineExceeded, NotAuthenticated, VirgoError
+from virgo.errors import Cancelled, DeadlineExceeded, NodeLost, VirgoError
 from virgo.limits import (
     CONCURRENT_CALLS_MAX,
     CROWD_LOOK_BYTES,
@@ -41,8 +42,9 @@ from virgo.wire.batches import Batches, fail
 from virgo.wire.commands import Command, CommandTable
 from virgo.wire.hooks import Interceptor
 from virgo.wire.peer import hung_up, identify
-from virgo.wire.refusals import defect, denied
+from virgo.wire.refusals import defect, denied, not_allowed
 from virgo.wire.runs import handle_run
+from virgo.wire.within import unwrap
 
 if TYPE_CHECKING:
     from virgo.wire.server import Service
@@ -64,6 +66,7 @@ class Session(asyncio.Protocol):
         remote: whether it has come by TCP.
         queue: requests that were received and are not handled yet.
         attached: what commands keep for the connection, by a name of their own.
+        at_end: called when the connection is no more.
         batch: gives the chunk's batch of a key, made by a function on first use.
     """
 
@@ -77,6 +80,7 @@ class Session(asyncio.Protocol):
         self.peer = ""
         self.remote = False
         self.attached: dict[str, Any] = {}
+        self.at_end: list[Callable[[], None]] = []
         self._allowed: frozenset[str] = frozenset({""})
         self._roles = self._allowed  # none while there is an interceptor, so that all is looked at closely
         self._interceptor: Interceptor | None = None
@@ -112,8 +116,8 @@ class Session(asyncio.Protocol):
 
     @property
     def working(self) -> bool:
-        """Whether requests of this connection are being handled."""
-        return bool(self._tasks)
+        """Whether requests of this connection are being handled, or something hangs on it."""
+        return bool(self._tasks or self.at_end)
 
     def login(self, identity: Identity) -> None:
         """Go on as this identity."""
@@ -149,6 +153,13 @@ class Session(asyncio.Protocol):
     def close(self) -> None:
         """Close once all answers so far have left."""
         self._closing = True
+
+    def duplicate(self) -> int:
+        """A descriptor of the connection, for another process; nothing more is read here. Raises NodeLost."""
+        if self._transport is None:
+            raise NodeLost("the connection was closed meanwhile")
+        self._transport.pause_reading()
+        return os.dup(self._transport.get_extra_info("socket").fileno())
 
     def abort(self) -> None:
         """Close at once."""
@@ -216,6 +227,8 @@ class Session(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._cancel_tasks()
+        for leave in self.at_end:
+            leave()
 
     def pause_writing(self) -> None:
         """The client does not read: stop reading from it, and close it if that goes on."""
@@ -306,22 +319,12 @@ class Session(asyncio.Protocol):
     def check(self, command: Command, request: list[bytes]) -> None:
         """Raise NotAuthenticated, Denied or BadArgument unless the connection may send the request."""
         if command.role not in self._allowed:
-            raise self._refusal(command, self.identity)
+            raise not_allowed(command, self.identity)
         command.check_arity(request)
 
     def _handle_with(self, request: list[bytes]) -> tuple[Command, Any, Context | None]:
         """`WITH context COMMAND ...`: run the command in that context, as its identity."""
-        if self.identity == NOBODY:
-            raise NotAuthenticated("WITH needs a login first")
-        context = contexts.decode(request[1] if len(request) > 1 else b"", speaker=self.identity)
-        inner = request[2:]
-        if not inner or inner[0].upper() == b"WITH":
-            raise BadArgument("WITH needs a command", hint="Usage: WITH context command [argument...]")
-        command = self.service.table.find(inner[0])
-        if command.role not in ("", "login") and not context.identity.may(command.role):
-            raise self._refusal(command, context.identity)
-        command.check_arity(inner)
-        context.check(command.name)
+        command, inner, context = unwrap(request, self.service.table, self.identity)
         with contexts.using(context):
             return command, command.handler(self, inner), context
 
@@ -336,11 +339,6 @@ class Session(asyncio.Protocol):
         if self._interceptor is not None:
             self._interceptor.refused()
         return self._error(error if isinstance(error, VirgoError) else defect(request, error))
-
-    def _refusal(self, command: Command, identity: Identity) -> VirgoError:
-        if identity == NOBODY or command.role == "login":
-            return NotAuthenticated(f"{command.name} needs a login")
-        return denied(command.name, command.role, identity)
 
     def _new_context(self) -> Context:
         return Context(id=contexts.new_id(), identity=self.identity)

@@ -1,0 +1,176 @@
+"""A node of this machine, as a client who leases workers of it knows it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import hiredis
+import msgspec
+
+from virgo.cpu import messages
+from virgo.cpu.lane import Lane
+from virgo.cpu.messages import Options
+from virgo.cpu.slate import Slate
+from virgo.errors import Cancelled, Denied, NodeLost, NotLoaded, NotRunning, VirgoError
+from virgo.limits import CALL_TERMINATE_S, NODE_LOST_S, REQUEST_DEADLINE_S
+from virgo.wire.address import Address
+from virgo.wire.call import Call
+from virgo.wire.client import Client
+from virgo.wire.connection import Connection
+from virgo.wire.pool import failure, not_connected, pack
+
+_WELCOME_BYTES = 64 * 1024
+
+
+class Contact:
+    """A node from which workers are leased.
+
+    Args:
+        client: connections to it.
+        own: whether they are of this contact alone, to be closed with it.
+    """
+
+    def __init__(self, client: Client, *, own: bool = False) -> None:
+        self._client = client
+        self._own = own
+        self._key = os.urandom(16).hex()
+        self._control: Connection | None = None
+
+    def __repr__(self) -> str:
+        return f"<Contact {self._client.address} {'open' if self._control else 'closed'}>"
+
+    @property
+    def address(self) -> Address:
+        """Where the node is."""
+        return self._client.address
+
+    def hire(self, *, node: str, extra: bool, near: bool) -> Hire:
+        """Ask for a worker; the answer comes on the connection. Raises NotRunning, NodeLost, Busy."""
+        if self._control is not None and not self._control.alive():  # the node has been started anew
+            self._control.close()
+            self._control = None
+        if self._control is None:
+            control = Connection(self.address)
+            control.send(pack(("CPU.CREW", self._key)), NODE_LOST_S)
+            refusal = failure(control.receive(NODE_LOST_S))
+            if refusal is not None:
+                control.close()
+                raise refusal
+            self._control = control
+        options = Options(label="lease", node=node, extra=extra, near=near, crew=self._key.encode())
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(NODE_LOST_S)
+            connection.connect(self.address.path)
+            connection.sendall(pack(("CPU.LEASE", messages.encode_options(options))))
+            connection.setblocking(False)
+        except OSError as error:
+            connection.close()
+            raise not_connected(self.address, error) from error
+        return Hire(self, connection, node=node, near=near)
+
+    def ping(self) -> None:
+        """Return if the node lives. Raises NodeLost, NotRunning."""
+        self._client.execute("PING")
+
+    def stop(self, lease: int) -> None:
+        """Stop a leased worker; returns when it is dead, as a worker of a dead node is."""
+        try:
+            self._check_there()
+            self._client.run(
+                Call(("CPU.LEASE.STOP", self._key, lease), bool, CALL_TERMINATE_S + REQUEST_DEADLINE_S)
+            )
+        except (NodeLost, NotRunning, Denied):
+            return
+
+    def end(self, lease: int) -> bytes:
+        """How a leased worker ended, as an outcome. Raises VirgoError; NodeLost if it ended with its node."""
+        self._check_there()
+        try:
+            return self._client.run(Call(("CPU.LEASE.END", self._key, lease), bytes))
+        except Denied:  # by the one that was started in its place
+            self._check_there()
+            raise
+        except (NotLoaded, Cancelled) as error:
+            raise NodeLost(f"the node at {self.address} is stopping") from error
+
+    def _check_there(self) -> None:
+        """Raise NodeLost if the node is not the one any more from which workers were leased."""
+        if self._control is None or not self._control.alive():
+            raise NodeLost(f"the node at {self.address} has ended")
+
+    def close(self) -> None:
+        """Give everything back that was leased."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._own:
+            self._client.close()
+
+
+class Hire:
+    """A worker that is asked for.
+
+    Attributes:
+        contact: whom.
+        node: name of the node that it must be of, "" for any.
+        near: whether it must be on this machine.
+        since, asked: when it was asked for, and when it was looked whether the node lives, in monotonic time.
+    """
+
+    def __init__(self, contact: Contact, connection: socket.socket, *, node: str, near: bool) -> None:
+        self.contact = contact
+        self.node = node
+        self.near = near
+        self.since = self.asked = time.monotonic()
+        self._connection = connection
+        self._reader = hiredis.Reader()
+        self._descriptors: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"<Hire of {self.contact!r}>"
+
+    def fileno(self) -> int:
+        """Of the connection."""
+        return self._connection.fileno()
+
+    def answer(self) -> Lane | tuple[str, str, int] | None:
+        """What has come: a worker; or node, socket and places of another one that has some; None if nothing.
+
+        Unless it is a worker, whose connection this is, it is to be closed then.
+
+        Raises:
+            VirgoError: there is none to be had.
+        """
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._connection, _WELCOME_BYTES, 1)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data, descriptors = b"", []
+        self._descriptors += descriptors
+        self._reader.feed(data)
+        answer = self._reader.gets() if data else None
+        if answer is False:
+            return None
+        if isinstance(answer, bytes) and self._descriptors:
+            lease, node, _pid = msgspec.msgpack.decode(answer)
+            lane = Lane(self._connection, Slate(self._descriptors[0]), lease, node)
+            os.close(self._descriptors.pop())
+            return lane
+        if isinstance(answer, list):
+            name, path, places = answer
+            return name.decode(), path.decode(), int(places)
+        raise failure(answer) or self._lost()
+
+    def _lost(self) -> VirgoError:
+        return NodeLost(f"{self.contact.address} closed the connection before it had a worker for us")
+
+    def close(self) -> None:
+        """Want it no more."""
+        self._connection.close()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()

@@ -1,0 +1,116 @@
+"""Who waits for calls: a future for one, a run for those of a `map`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from virgo.cpu import messages
+from virgo.cpu.calls import Item
+from virgo.errors import Cancelled, VirgoError
+
+Cancel = Callable[[list[Item]], None]
+
+
+class CpuFuture(Future[Any]):
+    """A call in the cloud.
+
+    Unlike other futures it can be cancelled while it runs: `cancel` has its process terminated, then
+    killed, and returns when it is dead.
+
+    Args:
+        trusted: whether its outcome may be unpickled.
+        cancel: ends calls; returns when they have ended.
+        runs: whether a worker or a node has a call.
+    """
+
+    def __init__(self, trusted: bool, cancel: Cancel, runs: Callable[[Item], bool]) -> None:
+        super().__init__()
+        self.trusted = trusted
+        self.item: Item | None = None
+        self._end = cancel
+        self._runs = runs
+
+    def running(self) -> bool:
+        """Whether a worker or a node has it."""
+        item = self.item
+        return item is not None and not self.done() and self._runs(item)
+
+    def cancel(self) -> bool:
+        """End it; True if it is cancelled, False if it had ended before, or is the parent process's."""
+        if not self.done() and self.item is not None:
+            self._end([self.item])
+        return self.cancelled()
+
+    def settle(self, _index: int, outcome: bytes) -> None:
+        """Set the result or exception that an outcome holds."""
+        try:
+            result = messages.as_result(outcome, trusted=self.trusted)
+        except BaseException as error:  # noqa: BLE001 - it is handed to whoever waits for the result
+            if self.set_running_or_notify_cancel():
+                self.set_exception(error)
+            return
+        if self.set_running_or_notify_cancel():
+            self.set_result(result)
+
+    def fail(self, _index: int, error: VirgoError) -> None:
+        """Set the exception; Cancelled makes it a cancelled future."""
+        if isinstance(error, Cancelled):
+            super().cancel()
+            self.set_running_or_notify_cancel()
+        elif self.set_running_or_notify_cancel():
+            self.set_exception(error)
+
+
+class Run:
+    """The outcomes of many calls of one function, waited for in their order.
+
+    Attributes:
+        items: the calls so far.
+    """
+
+    def __init__(self, trusted: bool) -> None:
+        self.items: list[Item] = []
+        self._trusted = trusted
+        self._outcomes: list[bytes | VirgoError | None] = []
+        self._awaited = -1
+        self._changed = threading.Condition()
+
+    def __repr__(self) -> str:
+        return f"<Run of {len(self.items)} calls>"
+
+    def add(self, item: Item) -> None:
+        """One more; its index must be the next."""
+        self._outcomes.append(None)
+        self.items.append(item)
+
+    def result(self, index: int, timeout_s: float | None) -> Any:
+        """The result of a call, which is forgotten. Raises what the call raised, TimeoutError."""
+        outcome = self._outcomes[index]
+        if outcome is None:
+            with self._changed:
+                self._awaited = index
+                if not self._changed.wait_for(lambda: self._outcomes[index] is not None, timeout_s):
+                    raise TimeoutError
+            outcome = self._outcomes[index]
+        self._outcomes[index] = b""
+        if isinstance(outcome, VirgoError):
+            raise outcome
+        assert outcome is not None
+        return messages.as_result(outcome, trusted=self._trusted)
+
+    def settle(self, index: int, outcome: bytes) -> None:
+        """See Sink."""
+        self._outcomes[index] = outcome
+        if index == self._awaited:
+            with self._changed:
+                self._changed.notify_all()
+
+    def fail(self, index: int, error: VirgoError) -> None:
+        """See Sink."""
+        self._outcomes[index] = error
+        if index == self._awaited:
+            with self._changed:
+                self._changed.notify_all()

@@ -1,0 +1,152 @@
+"""How a crew comes by workers: whom it asks for one, and when."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from typing import Final
+
+from virgo.cpu.bench import Bench, errand
+from virgo.cpu.calls import Item
+from virgo.cpu.contact import Contact, Hire
+from virgo.cpu.lane import Lane
+from virgo.errors import NodeLost, NotRunning, VirgoError
+from virgo.limits import (
+    LEASE_AWAY_S,
+    LEASE_LOOK_S,
+    LEASE_WORTH_S,
+    LEASES_MAX,
+    LIFE_QUIET_S,
+)
+from virgo.wire.address import Address
+from virgo.wire.client import Client
+
+_AGAIN_S: Final = 0.05  # after a node refused a worker
+
+
+class Hires:
+    """The workers that are asked for, at most one at a time for each node that calls must run on.
+
+    Args:
+        bench: where they go, and the calls for which they are wanted.
+        client: connections to the node that says who has a worker.
+    """
+
+    def __init__(self, bench: Bench, client: Client) -> None:
+        self._bench = bench
+        self._home = Contact(client)
+        self._contacts = {"": self._home}
+        self._open: dict[str, Hire] = {}
+        self._refused_at = 0.0
+        self._short_since = 0.0  # since when calls have found no worker with room
+
+    def __repr__(self) -> str:
+        return f"<Hires {len(self._open)} open>"
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def enough(self) -> None:
+        """A call has found a worker with room."""
+        self._short_since = 0.0
+
+    def want(self, node: str, queue: deque[Item]) -> None:
+        """Calls have found no worker: ask for one, if it would have something to do."""
+        bench, now = self._bench, time.monotonic()
+        self._short_since = self._short_since or now
+        took_s = bench.took_s.get(queue[0].task.key)
+        worth = took_s is None or not bench.busy or len(queue) * took_s > LEASE_WORTH_S
+        if node in self._open or not worth or len(bench.lanes) >= LEASES_MAX:
+            return
+        if now < self._refused_at + _AGAIN_S:
+            return
+        quick = took_s is not None and took_s < LEASE_AWAY_S and bool(bench.lanes)
+        near = not node and (quick or now - self._short_since < LEASE_AWAY_S)
+        self._ask(self._home, node, near=near)
+
+    def on_event(self, descriptor: int) -> None:
+        """A node has answered."""
+        for node, hire in list(self._open.items()):
+            if hire.fileno() == descriptor:
+                self._on_answer(node, hire)
+
+    def look(self, now: float) -> None:
+        """What is due: drop what is not needed or too narrow, ask whether a silent node lives."""
+        for node, hire in list(self._open.items()):
+            if now - hire.since > LEASE_LOOK_S and (hire.near or not self._bench.queues.get(node)):
+                self._drop(node)
+            elif now - hire.asked > LIFE_QUIET_S:
+                hire.asked = now
+                errand(self._look_for_life, node, hire)
+
+    def close(self) -> None:
+        """Ask for no more, and give everything back."""
+        for node in list(self._open):
+            self._drop(node)
+        for contact in self._contacts.values():
+            contact.close()
+
+    def _ask(self, contact: Contact, node: str, *, near: bool, name: str = "") -> None:
+        try:
+            hire = contact.hire(node=name or node, extra=not self._bench.lanes, near=near)
+        except VirgoError as error:
+            self._refuse(node, error)
+            return
+        self._open[node] = hire
+        self._bench.epoll.register(hire.fileno(), select.EPOLLIN)
+
+    def _drop(self, node: str) -> None:
+        hire = self._open.pop(node)
+        self._bench.epoll.unregister(hire.fileno())
+        hire.close()
+
+    def _on_answer(self, node: str, hire: Hire) -> None:
+        try:
+            answer = hire.answer()
+        except VirgoError as error:
+            self._drop(node)
+            self._refuse(node, error)
+            return
+        if isinstance(answer, Lane):
+            del self._open[node]
+            self._bench.epoll.unregister(answer.fileno())
+            self._bench.lanes[answer] = hire.contact
+            self._bench.idle.append(answer)
+        elif answer is not None:
+            self._drop(node)
+            self._go_elsewhere(node, *answer)
+
+    def _go_elsewhere(self, node: str, name: str, path: str, places: int) -> None:
+        """Another node has workers: ask it, if it is on this machine, else send it calls."""
+        if path:
+            contact = self._contacts.get(path)
+            if contact is None:
+                contact = self._contacts[path] = Contact(Client(Address(path=path)), own=True)
+            self._ask(contact, node, near=True, name=name)
+            return
+        queue = self._bench.queues[node]
+        count = len(queue) if node else places
+        moved = [queue.popleft() for _ in range(min(count, len(queue)))]
+        self._bench.elsewhere([item for item in moved if item.open])
+
+    def _refuse(self, node: str, error: VirgoError) -> None:
+        """A worker could not be had; without any, the calls have failed."""
+        self._refused_at = time.monotonic()
+        if node or not self._bench.lanes:
+            queue = self._bench.queues[node]
+            while queue:
+                queue.popleft().fail(error)
+
+    def _look_for_life(self, node: str, hire: Hire) -> None:
+        """Beside the thread: a node that lets us wait may be stopped, or just have no worker free."""
+        try:
+            hire.contact.ping()
+        except (NodeLost, NotRunning) as error:
+            lost = error
+            self._bench.tell(lambda: self._give_up(node, hire, lost))
+
+    def _give_up(self, node: str, hire: Hire, error: VirgoError) -> None:
+        if self._open.get(node) is hire:
+            self._drop(node)
+            self._refuse(node, error)

@@ -1,0 +1,255 @@
+"""A worker that is leased: it gets calls straight from a client and answers them straight.
+
+The client's connection to its node has been handed to this process, with a slate (see `slate`). On it the
+client sends parcels, `[head, function, arguments...]`: calls of one function, numbered from 0 over the whole
+lease. The worker answers each call, in order, with one bulk string that holds its outcome. A call that was
+taken back before it began is answered with `TAKEN`.
+
+The lease ends when the client closes the connection, or when the node wants it back: then the worker finishes
+the call that it is at, says on the slate that it lets go, and closes. What it has received and not begun is
+the client's again.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import hiredis
+import msgspec
+
+from virgo import context as contexts
+from virgo.context import Context
+from virgo.cpu import messages, slate
+from virgo.cpu.messages import Failure, Parcel, Terms, failed
+from virgo.cpu.slate import (
+    BEGUN,
+    LET_GO,
+    RESTING,
+    SINCE_NS,
+    TAKEN_FROM,
+    TAKEN_TO,
+    UNSENT,
+    UNSENT_FIRST,
+    WANTED,
+)
+from virgo.limits import AWAKE_S, LEASE_OUTCOMES_BYTES, LEASE_OUTCOMES_S, SOON_S
+from virgo.wire.wakeful import ALONE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virgo.cpu.worker import Worker
+
+_RECEIVE_BYTES: Final = 256 * 1024
+_FLUSH_BYTES: Final = LEASE_OUTCOMES_BYTES // 2
+_FLUSH_NS: Final = int(LEASE_OUTCOMES_S * 1e9)
+
+
+class Leased:
+    """One lease, as its worker serves it.
+
+    Args:
+        worker: who runs the calls.
+        connection: to the client.
+        page: the slate's descriptor.
+        orders: the worker's connection to its node, on which a word comes when the lease is wanted back.
+        terms: whose it is.
+    """
+
+    def __init__(
+        self, worker: Worker, connection: socket.socket, page: int, orders: socket.socket, terms: Terms
+    ) -> None:
+        self._worker = worker
+        self._connection = connection
+        self._slate = slate.Slate(page)
+        self._words = self._slate.words
+        self._terms = terms
+        self._next = 0  # number of the next call
+        self._laid = self._sent = 0  # bytes of outcomes laid down, and of these sent
+        self._label = ""
+        self._gone = False  # the client is
+        self._soon = False
+        self._parcel = Parcel("pickle", "")
+        self._deadline: float | None = None
+        self._context: Context | None = None
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._poll.register(orders, select.POLLIN)
+        self._orders = orders
+        welcome = msgspec.msgpack.encode([terms.lease, terms.node, os.getpid()])
+        socket.send_fds(connection, [b"$%d\r\n%b\r\n" % (len(welcome), welcome)], [page])
+        os.close(page)
+
+    def __repr__(self) -> str:
+        return f"<Leased {self._terms.lease} {self._slate!r}>"
+
+    def serve(self) -> None:
+        """Run calls until the lease ends."""
+        reader = hiredis.Reader()
+        contexts.adopt(self._current)
+        try:
+            while data := self._receive():
+                reader.feed(data)
+                while (parcel := reader.gets()) is not False:
+                    self._run(parcel)
+                    if self._words[WANTED] or self._gone:
+                        break
+                self._flush()
+        except (hiredis.ProtocolError, msgspec.DecodeError, TypeError, ValueError):
+            self._gone = True  # it speaks nonsense
+        finally:
+            contexts.adopt(None)
+            if not self._worker.forked:
+                self._words[LET_GO] = 1
+                self._connection.close()
+
+    def _current(self) -> Context:
+        """The context of the call that runs, made when somebody asks for it."""
+        if self._context is None:
+            self._context = Context(
+                id=f"{self._terms.prefix}-{self._next:x}",
+                cause=self._parcel.cause,
+                deadline=self._deadline,
+                identity=self._terms.identity,
+            )
+        return self._context
+
+    # --- in -----------------------------------------------------------------------------------
+
+    def _receive(self) -> bytes:
+        """What the client has sent; b"" if the lease is over."""
+        words, receive = self._words, self._connection.recv
+        began = time.monotonic()
+        try:
+            while self._soon:
+                if words[WANTED]:
+                    return b""
+                try:
+                    return receive(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    if time.monotonic() > began + AWAKE_S:
+                        break
+            words[SINCE_NS] = time.monotonic_ns()
+            words[RESTING] = 1
+            ready = dict(self._poll.poll())
+            words[RESTING] = 0
+            if words[WANTED] or self._orders.fileno() in ready:
+                return b""
+            self._soon = time.monotonic() - began < SOON_S and not ALONE
+            return receive(_RECEIVE_BYTES)
+        except OSError:  # the client has died
+            return b""
+
+    # --- the calls ----------------------------------------------------------------------------
+
+    def _run(self, parcel: list[bytes]) -> None:
+        """Run the calls of a parcel, as far as nobody takes them back or wants the lease."""
+        head = messages.decode_parcel(parcel[0])
+        self._parcel = head
+        self._deadline = None if head.left_ms is None else time.monotonic() + head.left_ms / 1000
+        if head.label != self._label:
+            self._label = head.label
+            self._slate.show(head.label)
+        run = self._runner(head, parcel[1])
+        words, worker, clock = self._words, self._worker, time.monotonic_ns
+        words[SINCE_NS] = now = clock()
+        flush_at_ns = now + _FLUSH_NS
+        for position in range(2, len(parcel)):
+            number = self._next
+            words[BEGUN] = number + 1
+            # Looked at after BEGUN shows it: either we see that it was taken, or who takes it sees BEGUN.
+            if words[TAKEN_FROM] <= number < words[TAKEN_TO]:
+                outcome = messages.TAKEN
+            else:
+                self._context = None
+                outcome = run(parcel[position])
+                if worker.forked:
+                    worker.leave()
+            parcel[position] = b""  # large arguments are not kept while the others run
+            self._lay(outcome)
+            self._next = number + 1
+            now = clock()
+            if now > flush_at_ns or self._laid > _FLUSH_BYTES:
+                self._flush()
+                flush_at_ns = now + _FLUSH_NS
+                if words[WANTED] or self._gone:
+                    return
+
+    def _runner(self, head: Parcel, sent: bytes) -> Callable[[bytes], bytes]:
+        """What turns the arguments of one call of the parcel into its outcome."""
+        worker = self._worker
+        if head.form == "pickle" and not self._terms.trusted:
+            refusal = failed(
+                Failure(f"{head.label} needs the role exec", cause="denied", node=self._terms.node)
+            )
+            return lambda _arguments: refusal
+        try:
+            function = worker.function_of(head.name, head.digest, sent)
+        except KeyError:
+            return lambda _arguments: messages.NOT_EXPORTED
+        except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
+            broken = worker.not_loaded(head, error)
+            return lambda _arguments: broken
+        if function is None:
+            return lambda _arguments: messages.UNKNOWN
+        found = function
+
+        def run(arguments: bytes) -> bytes:
+            return worker.outcome_of(head, found, [arguments])
+
+        return run
+
+    # --- out ----------------------------------------------------------------------------------
+
+    def _lay(self, outcome: bytes) -> None:
+        """Lay an outcome down; send it at once if it is too long for that."""
+        size = len(outcome)
+        if size < _FLUSH_BYTES:
+            frame = b"$%d\r\n%b\r\n" % (size, outcome)
+            end = self._laid + len(frame)
+            if end <= LEASE_OUTCOMES_BYTES:
+                self._slate.outcomes[self._laid : end] = frame
+                self._laid = end
+                self._words[UNSENT] = end
+                return
+            self._flush()
+            self._lay(outcome)
+            return
+        self._flush()
+        for part in (b"$%d\r\n" % size, outcome, b"\r\n"):
+            self._send(memoryview(part), give_up=False)
+        self._words[UNSENT_FIRST] = self._next + 1
+
+    def _flush(self) -> None:
+        """Send what is laid down; what cannot be sent stays there for the client to find."""
+        if self._laid:
+            self._sent += self._send(self._slate.outcomes[self._sent : self._laid], give_up=True)
+            if self._sent == self._laid:
+                self._sent = self._laid = 0
+                self._words[UNSENT] = 0
+                self._words[UNSENT_FIRST] = self._next
+
+    def _send(self, data: memoryview, *, give_up: bool) -> int:
+        """How many bytes could be sent: all, unless the client is gone.
+
+        To `give_up`: or unless the node wants the lease while the client does not read.
+        """
+        sent = 0
+        while sent < len(data) and not self._gone:
+            try:
+                sent += self._connection.send(data[sent:], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._connection, select.POLLOUT)
+                if give_up:
+                    poll.register(self._orders, select.POLLIN)
+                poll.poll()
+                if give_up and self._words[WANTED]:
+                    break
+            except OSError:
+                self._gone = True
+        return sent

@@ -1,0 +1,208 @@
+"""Who gets a place on which node, and who waits for one.
+
+A call or lease is bound to a node as late as can be (see `placement`, which decides): it waits here until
+some node has a place. Calls of calls go first, the newest before the older; all others in the order in which
+they came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from virgo.cpu.core import Crew
+from virgo.cpu.messages import Options
+from virgo.cpu.placement import Candidate, Seats, choose, workers_of
+from virgo.cpu.pool import WorkerPool
+from virgo.errors import Busy, NodeLost, NoNode, VirgoError
+from virgo.limits import CALLS_WAITING_MAX
+from virgo.members import Member
+from virgo.module import NodeServices
+
+# Waiting calls that are looked at when a place becomes free: some may not go to every node.
+_LOOK_AHEAD: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A call that waits for a place on a node."""
+
+    options: Options
+    refused: dict[int, VirgoError]
+    seat: asyncio.Future[int]
+    since: float
+
+
+class Seating:
+    """The places of all nodes, as this one sees them.
+
+    Args:
+        services: the node.
+        pool: its workers.
+        chance: source of randomness for placement.
+    """
+
+    def __init__(self, services: NodeServices, pool: WorkerPool, *, chance: random.Random) -> None:
+        self._services = services
+        self._pool = pool
+        self._chance = chance
+        self._seats: dict[int, Seats] = {services.number: Seats()}
+        self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
+        self._nested: OrderedDict[int, _Waiting] = OrderedDict()  # taken newest first
+        self._serial = itertools.count(1)
+        self._coming = 0  # calls that have a place here and did not reach the pool yet
+        pool.outside = self._longest
+
+    def __repr__(self) -> str:
+        return f"<Seating {self._services.name} waiting={self.waiting}>"
+
+    @property
+    def waiting(self) -> int:
+        """Calls that no node has yet."""
+        return len(self._waiting) + len(self._nested)
+
+    def leave(self, number: int, *, moved: bool = False) -> None:
+        """Give a place back; `moved`: somebody else takes it, who is not seen from here."""
+        seats = self._seats[number]
+        seats.ours -= 1
+        seats.moved += moved
+        self.go_on()
+
+    @contextlib.contextmanager
+    def coming_to_pool(self) -> Iterator[Callable[[], None]]:
+        """A call that has a place here is on its way to the pool, until it is said to have arrived."""
+        coming = True
+
+        def arrived() -> None:
+            nonlocal coming
+            self._coming -= coming
+            coming = False
+
+        try:
+            yield arrived
+        finally:
+            arrived()
+
+    def _longest(self) -> tuple[Crew, float]:
+        """The client whose call or lease comes next, and since when it waits; 0.0 if none does."""
+        for queue, last in ((self._nested, True), (self._waiting, False)):
+            if queue:
+                waiting = queue[next(reversed(queue) if last else iter(queue))]
+                return waiting.options.crew, waiting.since
+        return b"", 0.0
+
+    def _occupy(self, number: int) -> int:
+        """Take a place on a node."""
+        self._seats.setdefault(number, Seats()).ours += 1
+        self._coming += number == self._services.number
+        return number
+
+    async def take(self, options: Options, refused: dict[int, VirgoError]) -> int:
+        """A node that has a place for the call, as soon as there is one; the place is taken."""
+        if options.node:
+            return self._occupy(self._pinned(options, refused))
+        self._check_able(options, refused)
+        number = None if self.waiting and not options.nested else self._choose(options, refused)
+        if number is None and options.extra and self._services.number not in refused:
+            number = self._services.number
+        if number is None:
+            return await self._wait_for_seat(options, refused)
+        return self._occupy(number)
+
+    async def _wait_for_seat(self, options: Options, refused: dict[int, VirgoError]) -> int:
+        if self.waiting >= CALLS_WAITING_MAX:
+            raise Busy(f"{self.waiting} calls wait for a node already")
+        serial = next(self._serial)
+        waiting = _Waiting(options, refused, asyncio.get_running_loop().create_future(), time.monotonic())
+        queue = self._nested if options.nested else self._waiting
+        queue[serial] = waiting
+        self._pool.press()
+        try:
+            return await waiting.seat
+        except asyncio.CancelledError:
+            if waiting.seat.done() and not waiting.seat.cancelled() and waiting.seat.exception() is None:
+                number = waiting.seat.result()
+                self._seats[number].ours -= 1
+                self._coming -= number == self._services.number
+                self.go_on()
+            raise
+        finally:
+            queue.pop(serial, None)
+
+    def go_on(self) -> None:
+        """A place may have become free: give it to who waits, calls of calls first."""
+        for queue, last in ((self._nested, True), (self._waiting, False)):
+            for serial in list(itertools.islice(reversed(queue) if last else queue, _LOOK_AHEAD)):
+                waiting = queue[serial]
+                if waiting.seat.done():
+                    del queue[serial]
+                    continue
+                try:
+                    self._check_able(waiting.options, waiting.refused)
+                except VirgoError as error:
+                    waiting.seat.set_exception(error)
+                    del queue[serial]
+                    continue
+                number = self._choose(waiting.options, waiting.refused)
+                if number is None:
+                    if waiting.refused or waiting.options.near:  # others may go where it may not
+                        continue
+                    return
+                waiting.seat.set_result(self._occupy(number))
+                del queue[serial]
+
+    def _check_able(self, options: Options, refused: dict[int, VirgoError]) -> None:
+        """Raise if no node can ever take the call."""
+        if any(self._runs_calls(one) and one.number not in refused for one in self._services.members()):
+            return
+        if refused:  # each has said why not; the last is as good as any
+            raise list(refused.values())[-1]
+        raise NoNode(f"{options.label}: no node of this cloud runs calls now")
+
+    def _choose(self, options: Options, refused: dict[int, VirgoError]) -> int | None:
+        """The best of the nodes that have a place now."""
+        members = self._services.members()
+        machine = self._services.member(self._services.number).machine if options.near else ""
+        able = []
+        for member in members:
+            near = not options.near or member.machine == machine
+            if near and member.number not in refused and self._runs_calls(member):
+                candidate, room = self._candidate(member, members)
+                if room > 0:
+                    able.append(candidate)
+        if not able:
+            return None
+        return able[0].number if len(able) == 1 else choose(able, chance=self._chance)
+
+    def _runs_calls(self, member: Member) -> bool:
+        if member.number == self._services.number:  # whatever its last beat said: the call is here
+            return True
+        return member.state == "up" and member.modules.get("cpu", "up") == "up"
+
+    def _candidate(self, member: Member, members: Sequence[Member]) -> tuple[Candidate, int]:
+        seats = self._seats.setdefault(member.number, Seats())
+        if member.number == self._services.number:
+            # Calls that have a place here but did not reach the pool yet count too.
+            room = max(self._pool.room - self._coming, 1 - seats.ours)
+            calls = self._pool.outstanding + self._coming
+            return Candidate(member.number, member.load, calls, self._pool.target, local=True), room
+        seats.seen(member.load)
+        workers = workers_of(member, members)
+        return Candidate(member.number, member.load, seats.calls, workers), seats.room(workers)
+
+    def _pinned(self, options: Options, refused: dict[int, VirgoError]) -> int:
+        for member in self._services.members():
+            if member.name == options.node:
+                if member.number in refused:
+                    raise refused[member.number]
+                return member.number
+        if any(member.name == options.node for member in self._services.known()):
+            raise NodeLost(f"{options.label} must run on node {options.node}, which is lost")
+        raise NoNode(f"{options.label} must run on node {options.node}, which this cloud does not have")
