@@ -101,7 +101,7 @@ class Cloud:
     def close(self) -> None:
         """Let go of everything that this connection holds."""
         if "cpu" in self.__dict__:
-            self.cpu.shutdown(wait=False, cancel_futures=True)
+            self.cpu.close()
         if "memory" in self.__dict__:
             self.memory.close()
         self.client.close()

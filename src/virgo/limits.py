@@ -289,6 +289,11 @@ COLLECT_WAIT_S: Final = 20.0
 # ... and how long a client may leave its results uncollected before its calls are cancelled.
 COLLECT_GRACE_S: Final = 30.0
 
+# Buffers of arguments and results from this size on are put into shared memory: a smaller one is copied in
+# the time that mapping takes ...
+APART_BYTES_MIN: Final = 256 * KiB
+# ... unless so many of them are open already, for each takes a descriptor.
+APART_SEGMENTS_MAX: Final = 256
 # Outcomes that a leased worker lays down before it sends them, for its client to see whatever happens ...
 LEASE_OUTCOMES_BYTES: Final = 64 * KiB
 # ... and how long it keeps them back for others to go along.

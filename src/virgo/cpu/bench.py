@@ -17,6 +17,7 @@ from virgo.cpu import messages
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.contact import Contact
 from virgo.cpu.lane import Lane
+from virgo.cpu.messages import Outcome
 from virgo.limits import LEASE_AHEAD_BYTES_MAX, LEASE_AHEAD_CALLS_MAX, LEASE_AHEAD_S
 
 _READ: Final = select.EPOLLIN
@@ -72,7 +73,7 @@ class Bench:
             if item.open:
                 self.queues[item.task.node].appendleft(item)
 
-    def settle(self, lane: Lane, found: list[tuple[Item, bytes]]) -> None:
+    def settle(self, lane: Lane, found: list[tuple[Item, Outcome]]) -> None:
         """Give calls the outcomes that a worker has sent."""
         again: list[Item] = []
         for item, outcome in found:

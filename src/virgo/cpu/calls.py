@@ -15,7 +15,8 @@ from typing import Protocol
 
 from virgo.context import Context
 from virgo.cpu import messages
-from virgo.cpu.messages import Form, Options, Parcel
+from virgo.cpu.apart import Apart
+from virgo.cpu.messages import Form, Options, Outcome, Parcel
 from virgo.errors import VirgoError
 
 
@@ -96,7 +97,7 @@ class Task:
 class Sink(Protocol):
     """Who waits for outcomes."""
 
-    def settle(self, index: int, outcome: bytes) -> None:
+    def settle(self, index: int, outcome: Outcome) -> None:
         """The outcome of the call of that index, as bytes of `messages`."""
 
     def fail(self, index: int, error: VirgoError) -> None:
@@ -150,7 +151,7 @@ class Item:
     key = ""
     repeated = 0
 
-    def __init__(self, task: Task, arguments: bytes, sink: Sink, index: int, book: Book) -> None:
+    def __init__(self, task: Task, arguments: bytes | Apart, sink: Sink, index: int, book: Book) -> None:
         self.task = task
         self.arguments = arguments
         self.sink = sink
@@ -165,13 +166,14 @@ class Item:
         """Whether it has no outcome yet."""
         return self in self.book.open
 
-    def settle(self, outcome: bytes) -> None:
+    def settle(self, outcome: Outcome) -> None:
         """It has this outcome, unless it has one already."""
         book = self.book
         try:
             book.open.remove(self)
         except KeyError:
             return
+        self.arguments = b""  # they may be large
         self.sink.settle(self.index, outcome)
         if book.waiting and not book.open:
             book.tell()
@@ -183,6 +185,7 @@ class Item:
             book.open.remove(self)
         except KeyError:
             return
+        self.arguments = b""
         self.sink.fail(self.index, error)
         if book.waiting and not book.open:
             book.tell()
@@ -198,10 +201,10 @@ class Direct:
     __slots__ = ("error", "outcome")
 
     def __init__(self) -> None:
-        self.outcome: bytes | None = None
+        self.outcome: Outcome | None = None
         self.error: VirgoError | None = None
 
-    def settle(self, _index: int, outcome: bytes) -> None:
+    def settle(self, _index: int, outcome: Outcome) -> None:
         """See Sink."""
         self.outcome = outcome
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from virgo import context as contexts
 from virgo.context import Context
+from virgo.cpu.apart import Apart
 from virgo.cpu.calls import Item
 from virgo.errors import Cancelled, NodeLost, NotRunning, VirgoError, from_line
 from virgo.limits import COLLECT_WAIT_S, REQUEST_DEADLINE_S, SUBMIT_BYTES_MAX, SUBMIT_CALLS_MAX
@@ -64,7 +65,10 @@ class Channel:
                 item.key = f"{self._prefix}-{self._serial:x}"
                 self._items[item.key] = item
                 verb = "CPU.CALL.SUBMIT" if item.task.form == "pickle" else "CPU.INVOKE.SUBMIT"
-                payload = item.task.options(item.key), item.task.function, item.arguments
+                arguments = item.arguments
+                if isinstance(arguments, Apart):
+                    arguments = arguments.along()
+                payload = item.task.options(item.key), item.task.function, arguments
                 self._outbox.append(_Letter(item, verb, payload, item.task.context))
             if self._sender is None:
                 self._sender = threading.Thread(target=self._send_all, name="virgo-submit", daemon=True)
@@ -72,8 +76,8 @@ class Channel:
             elif empty:
                 self._changed.notify_all()
 
-    def cancel(self, items: list[Item]) -> None:
-        """End calls; returns when they have ended, by this or by themselves."""
+    def cancel(self, items: list[Item], *, running: bool) -> None:
+        """End calls, unless `running` those that are sent; returns when they have ended."""
         if self.pid != os.getpid():
             return
         with self._changed:
@@ -87,7 +91,7 @@ class Channel:
         for key in withdrawn:
             self._finish(key, Cancelled("the call was cancelled before it was sent"))
         left = {key for key in left if key in self._items}
-        if not left:
+        if not left or not running:
             return
         try:
             self._runner.run(Call(("CPU.CANCEL", *left), int))

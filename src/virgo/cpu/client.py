@@ -27,6 +27,7 @@ import cloudpickle
 from virgo import context as contexts
 from virgo.context import Identity
 from virgo.cpu import messages
+from virgo.cpu.apart import Apart
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.channel import Channel
 from virgo.cpu.crew import Crew
@@ -74,9 +75,11 @@ def call_of(
     return _by_node(task, arguments_of(task, args, kwargs))
 
 
-def _by_node(task: Task, arguments: bytes) -> Call[Any]:
+def _by_node(task: Task, arguments: bytes | Apart) -> Call[Any]:
     """The call of a task as a request to the node."""
     trusted = task.trusted
+    if isinstance(arguments, Apart):
+        arguments = arguments.along()
     return Call(
         ("CPU.CALL" if trusted else "CPU.INVOKE", task.options(), task.function, arguments),
         lambda outcome: messages.as_result(outcome, trusted=trusted),
@@ -189,7 +192,7 @@ class CpuClient(Executor):
         task = task_of(target, node=node, timeout=timeout, retries=retries)
         return self._submit(task, arguments_of(task, args, kwargs or {}))
 
-    def _submit(self, task: Task, arguments: bytes) -> CpuFuture:
+    def _submit(self, task: Task, arguments: bytes | Apart) -> CpuFuture:
         future = CpuFuture(task.trusted, self._cancel, self._runs)
         item = future.item = Item(task, arguments, future, 0, self._book)
         self._send(task, (item,))
@@ -271,12 +274,12 @@ class CpuClient(Executor):
         return items
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; wait for those outstanding, or cancel them."""
+        """Take no more calls; wait for those outstanding; `cancel_futures` drops what has not begun."""
         self._shut = True
         if self._pid != os.getpid():  # forked: the calls are the parent's
             return
         if cancel_futures:
-            self._cancel(list(self._book.open))
+            self._cancel(list(self._book.open), running=False)
         if wait:
             self._book.wait()
         if self._crew is not None and not self._book.open:
@@ -284,18 +287,21 @@ class CpuClient(Executor):
             self._crew = None
 
     def close(self) -> None:
-        """Take no more calls, and cancel those outstanding."""
-        self.shutdown(wait=False, cancel_futures=True)
+        """Take no more calls, and cancel those outstanding, also those that run."""
+        self._shut = True
+        if self._pid == os.getpid():
+            self._cancel(list(self._book.open))
+        self.shutdown(wait=False)
 
-    def _cancel(self, items: list[Item]) -> None:
-        """End calls; returns when they have ended, by this or by themselves."""
+    def _cancel(self, items: list[Item], *, running: bool = True) -> None:
+        """End calls, or those that do not run; returns when they have ended, by this or by themselves."""
         if self._pid != os.getpid() or not items:
             return
         if self._crew is not None:
-            self._crew.cancel(items)
+            self._crew.cancel(items, running=running)
         left = [item for item in items if item.open and item.key]
         if left:
-            self._channel.cancel(left)
+            self._channel.cancel(left, running=running)
 
     def _runs(self, item: Item) -> bool:
         """Whether a worker or a node has a call."""
@@ -391,9 +397,11 @@ def task_of(target: Target, *, node: str = "", timeout: float | None = None, ret
     return task
 
 
-def arguments_of(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def arguments_of(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | Apart:
     """The arguments of one call. Raises BadArgument, or what pickling raises."""
-    return ship_arguments(args, kwargs) if task.trusted else messages.pack_arguments(args, kwargs)
+    if task.trusted:
+        return ship_arguments(args, kwargs, segments=True)
+    return messages.pack_arguments(args, kwargs)
 
 
 def mapping(

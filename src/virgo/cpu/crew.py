@@ -22,11 +22,13 @@ from functools import partial
 from typing import Final
 
 from virgo.cpu import messages
+from virgo.cpu.apart import Apart
 from virgo.cpu.bench import Bench, batch, errand
 from virgo.cpu.calls import Book, Direct, Item, Task
 from virgo.cpu.ends import Ends, late
 from virgo.cpu.hires import Hires
 from virgo.cpu.lane import Lane, LaneOver
+from virgo.cpu.messages import Outcome
 from virgo.errors import DeadlineExceeded, InternalFault
 from virgo.limits import CALL_TERMINATE_S, LEASE_LOOK_S, LEASE_SLOW_S
 from virgo.wire.client import Client
@@ -104,7 +106,7 @@ class Crew:
             self._start()
         return True
 
-    def call(self, task: Task, arguments: bytes) -> bytes | None:
+    def call(self, task: Task, arguments: bytes | Apart) -> Outcome | None:
         """Have a call run by an idle worker, and wait for its outcome; None if there is no such worker.
 
         Raises:
@@ -141,12 +143,12 @@ class Crew:
         """Whether a worker has a call."""
         return any(item in lane.items() for lane in list(self._bench.busy.values()))
 
-    def cancel(self, items: list[Item]) -> None:
-        """End calls; returns when they have ended, by this or by themselves."""
+    def cancel(self, items: list[Item], *, running: bool) -> None:
+        """End calls, unless `running` those that do not run; returns when they have ended."""
         if self.pid != os.getpid():
             return
         ended = threading.Event()
-        self._tell(lambda: self._ends.cancel(items, ended))
+        self._tell(lambda: self._ends.cancel(items, ended, running=running))
         if threading.current_thread() is not self._thread:  # it cannot wait for itself
             ended.wait()
 
@@ -169,7 +171,7 @@ class Crew:
             self._news = True
             self._ring()
 
-    def _recover(self, lane: Lane, item: Item, sink: Direct) -> bytes | None:
+    def _recover(self, lane: Lane, item: Item, sink: Direct) -> Outcome | None:
         """The outcome of a call that a caller waited for himself, after its lane has ended."""
         contact = self._bench.lanes.pop(lane)
         rest = lane.rest()

@@ -66,18 +66,19 @@ class Ends:
 
     # --- cancelling ---------------------------------------------------------------------------
 
-    def cancel(self, items: Iterable[Item], ended: threading.Event) -> None:
-        """End calls, and say when they have ended."""
+    def cancel(self, items: Iterable[Item], ended: threading.Event, *, running: bool) -> None:
+        """End calls, unless `running` those that do not run, and say when they have ended."""
         bench = self._bench
         wanted = {item for item in items if item.open and not item.key}
         at = {lane: wanted.intersection(lane.items()) for lane in bench.busy.values()}
         for item in wanted.difference(*at.values()):
             bench.cancelled = True
             item.fail(_not_begun())
-        running = [lane for lane, held in at.items() if held and self._is_at(lane, held)]
-        left = len(running)
-        if not left:
+        lanes = [lane for lane, held in at.items() if held and self._is_at(lane, held)]
+        left = len(lanes)
+        if not left or not running:
             ended.set()
+            return
 
         def stopped() -> None:
             nonlocal left
@@ -85,7 +86,7 @@ class Ends:
             if not left:
                 ended.set()
 
-        for lane in running:
+        for lane in lanes:
             self._stop(lane, "", stopped)
 
     def _is_at(self, lane: Lane, wanted: set[Item]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from virgo.cpu import messages
 from virgo.cpu.calls import Item
+from virgo.cpu.messages import Outcome
 from virgo.errors import Cancelled, VirgoError
 
 Cancel = Callable[[list[Item]], None]
@@ -44,7 +45,7 @@ class CpuFuture(Future[Any]):
             self._end([self.item])
         return self.cancelled()
 
-    def settle(self, _index: int, outcome: bytes) -> None:
+    def settle(self, _index: int, outcome: Outcome) -> None:
         """Set the result or exception that an outcome holds."""
         try:
             result = messages.as_result(outcome, trusted=self.trusted)
@@ -74,7 +75,7 @@ class Run:
     def __init__(self, trusted: bool) -> None:
         self.items: list[Item] = []
         self._trusted = trusted
-        self._outcomes: list[bytes | VirgoError | None] = []
+        self._outcomes: list[Outcome | VirgoError | None] = []
         self._awaited = -1
         self._changed = threading.Condition()
 
@@ -101,7 +102,7 @@ class Run:
         assert outcome is not None
         return messages.as_result(outcome, trusted=self._trusted)
 
-    def settle(self, index: int, outcome: bytes) -> None:
+    def settle(self, index: int, outcome: Outcome) -> None:
         """See Sink."""
         self._outcomes[index] = outcome
         if index == self._awaited:

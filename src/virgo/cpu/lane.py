@@ -5,9 +5,11 @@ Not safe for several threads: whoever has a lane has it alone. Nothing here wait
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +18,19 @@ from operator import attrgetter
 from typing import Final
 
 import hiredis
+import msgspec
 
 from virgo.cpu import messages
+from virgo.cpu.apart import APART, Apart, Received, Segment
 from virgo.cpu.calls import Item, Task
+from virgo.cpu.messages import Outcome
 from virgo.cpu.slate import BEGUN, LET_GO, TAKEN_FROM, TAKEN_TO, UNSENT, UNSENT_FIRST, Slate
 from virgo.kernel import barrier
 from virgo.limits import AWAKE_S, SOON_S
 from virgo.wire.wakeful import ALONE
 
 _RECEIVE_BYTES: Final = 256 * 1024
+_EXTRA_BYTES: Final = socket.CMSG_SPACE(4)
 _task_of = attrgetter("task")
 
 
@@ -43,7 +49,7 @@ class Rest:
         let_go: whether the worker gave the lease back, rather than die.
     """
 
-    ended: list[tuple[Item, bytes]] = field(default_factory=list)
+    ended: list[tuple[Item, Outcome]] = field(default_factory=list)
     begun: list[Item] = field(default_factory=list)
     fresh: list[Item] = field(default_factory=list)
     let_go: bool = False
@@ -82,9 +88,11 @@ class Lane:
         self._flying: deque[Item | None] = deque()  # None: not to be answered any more
         self._answered = 0  # calls, from the first on
         self._known: set[bytes] = set()
-        self._out: deque[memoryview] = deque()
+        self._out: deque[tuple[memoryview, Segment | None]] = deque()
+        self._descriptors: deque[int] = deque()  # that have come, for outcomes to come
         self._soon = False
         self._seen, self._seen_at = 0, 0.0
+        self._taken_to = -1
 
     def __repr__(self) -> str:
         return f"<Lane {self.lease} of {self.node}: {len(self._flying)} calls>"
@@ -106,6 +114,8 @@ class Lane:
     def close(self) -> None:
         """Give the worker back; what it still runs is nobody's."""
         self._connection.close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def items(self) -> list[Item]:
         """The calls that it has; for any thread."""
@@ -133,39 +143,60 @@ class Lane:
         """Give it calls; they are on their way as far as the socket takes them. Raises LaneOver."""
         if not self._flying:
             self.busy_since = time.monotonic()
-        data = []
         for task, group in groupby(items, _task_of):
-            arguments = [item.arguments for item in group]
-            self.bytes += sum(map(len, arguments))
-            function = b"" if task.digest in self._known else task.function
-            self._known.add(task.digest)
-            parcel = (task.head(), function, *arguments)
-            data.append(hiredis.pack_command(parcel))
+            arguments: list[bytes] = []
+            for item in group:
+                self.bytes += len(item.arguments)
+                if type(item.arguments) is bytes:
+                    arguments.append(item.arguments)
+                    continue
+                if arguments:
+                    self._put_out(self._parcel(task, arguments))
+                assert isinstance(item.arguments, Apart)
+                arguments = []
+                self._put_out(self._parcel(task, [item.arguments.data]), item.arguments.segment)
+            if arguments:
+                self._put_out(self._parcel(task, arguments))
         self._flying.extend(items)
-        self._out.append(memoryview(data[0] if len(data) == 1 else b"".join(data)))
         self.send()
+
+    def _parcel(self, task: Task, arguments: list[bytes]) -> bytes:
+        function = b"" if task.digest in self._known else task.function
+        self._known.add(task.digest)
+        packed: bytes = hiredis.pack_command((task.head(), function, *arguments))  # type: ignore[arg-type]
+        return packed
+
+    def _put_out(self, data: bytes, segment: Segment | None = None) -> None:
+        """Have bytes sent, together with those that wait already, unless a descriptor goes with them."""
+        if segment is None and self._out and self._out[-1][1] is None:
+            data = bytes(self._out.pop()[0]) + data
+        self._out.append((memoryview(data), segment))
 
     def send(self) -> None:
         """Send what waits, as far as the socket takes it. Raises LaneOver."""
         out = self._out
         while out:
+            data, segment = out[0]
             try:
-                sent = self._connection.send(out[0], socket.MSG_NOSIGNAL)
+                if segment is not None:
+                    sent = socket.send_fds(self._connection, [data], [segment.descriptor])
+                else:
+                    sent = self._connection.send(data, socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 return
             except OSError as error:
                 raise LaneOver from error
-            if sent == len(out[0]):
+            if sent == len(data):
                 out.popleft()
             else:
-                out[0] = out[0][sent:]
+                out[0] = data[sent:], None
 
     # --- in -----------------------------------------------------------------------------------
 
-    def receive(self) -> list[tuple[Item, bytes]]:
+    def receive(self) -> list[tuple[Item, Outcome]]:
         """The outcomes that have come. Raises LaneOver; then see `rest`."""
         try:
-            data = self._connection.recv(_RECEIVE_BYTES)
+            data = self._read()
         except BlockingIOError:
             return []
         except OSError as error:
@@ -174,15 +205,29 @@ class Lane:
             raise LaneOver
         return self._take(data)
 
-    def _take(self, data: bytes) -> list[tuple[Item, bytes]]:
+    def _read(self) -> bytes:
+        """What there is on the connection; descriptors are kept until the outcome that they belong to."""
+        data, extra, _, _ = self._connection.recvmsg(_RECEIVE_BYTES, _EXTRA_BYTES)
+        for _level, _kind, payload in extra:
+            self._descriptors += array("i", payload)
+        return data
+
+    def _take(self, data: bytes) -> list[tuple[Item, Outcome]]:
         try:
             self._reader.feed(data)
             outcomes, gets = [], self._reader.gets
             while (outcome := gets()) is not False:
+                if outcome[:1] == APART:
+                    outcome = Received(outcome, self._descriptors.popleft())
                 outcomes.append(outcome)
             next_one = self._flying.popleft
             items = [next_one() for _ in outcomes]
-        except (hiredis.ProtocolError, IndexError) as error:  # a call has written to the connection
+        except (
+            hiredis.ProtocolError,
+            IndexError,
+            OSError,
+            msgspec.DecodeError,
+        ) as error:  # a call has written to the connection
             raise LaneOver from error
         self._answered += len(items)
         self.slow = False
@@ -191,7 +236,7 @@ class Lane:
         self.bytes -= sum([len(item.arguments) for item, _ in found])
         return found
 
-    def call(self, item: Item, deadline: float | None) -> bytes | None:
+    def call(self, item: Item, deadline: float | None) -> Outcome | None:
         """Have one call run and wait for its outcome; None if the deadline comes first.
 
         Raises:
@@ -228,7 +273,10 @@ class Lane:
         if first >= end:
             return []
         words[TAKEN_TO] = end
-        words[TAKEN_FROM] = first
+        # What was taken before stays so until the worker is past it: it may be looking just now.
+        if words[BEGUN] > self._taken_to:
+            words[TAKEN_FROM] = first
+        self._taken_to = end
         if not barrier.everywhere():  # it answers those that it has not begun, when it comes to them
             return []
         return self._pull(max(first, words[BEGUN]))
@@ -244,7 +292,7 @@ class Lane:
                 taken.append(item)
         return taken
 
-    def finished(self) -> list[tuple[Item, bytes]]:
+    def finished(self) -> list[tuple[Item, Outcome]]:
         """Outcomes that the worker has laid down and could not send yet, since it is at a call."""
         words = self._slate.words
         first, size = words[UNSENT_FIRST], words[UNSENT]
@@ -256,7 +304,7 @@ class Lane:
             return []
         reader = hiredis.Reader()
         reader.feed(data)
-        found: list[tuple[Item, bytes]] = []
+        found: list[tuple[Item, Outcome]] = []
         place = first - self._answered
         while place < len(self._flying) and (outcome := reader.gets()) is not False:
             item = self._flying[place] if place >= 0 else None
@@ -272,13 +320,13 @@ class Lane:
         rest = Rest(let_go=bool(self._slate.words[LET_GO]))
         while True:
             try:
-                data = self._connection.recv(_RECEIVE_BYTES)
+                data = self._read()
                 if not data:
                     break
                 rest.ended += self._take(data)
             except (OSError, LaneOver):
                 break
-        self._connection.close()
+        self.close()
         rest.ended += self.finished()
         begun = self._slate.words[BEGUN]
         rest.fresh = self._pull(max(begun, self._answered))

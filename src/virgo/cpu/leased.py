@@ -16,6 +16,8 @@ import os
 import select
 import socket
 import time
+from array import array
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import hiredis
@@ -24,7 +26,8 @@ import msgspec
 from virgo import context as contexts
 from virgo.context import Context
 from virgo.cpu import messages, slate
-from virgo.cpu.messages import Failure, Parcel, Terms, failed
+from virgo.cpu.apart import APART, Apart, Received, Segment
+from virgo.cpu.messages import Failure, Parcel, Sent, Terms, failed
 from virgo.cpu.slate import (
     BEGUN,
     LET_GO,
@@ -36,6 +39,7 @@ from virgo.cpu.slate import (
     UNSENT_FIRST,
     WANTED,
 )
+from virgo.kernel import barrier
 from virgo.limits import AWAKE_S, LEASE_OUTCOMES_BYTES, LEASE_OUTCOMES_S, SOON_S
 from virgo.wire.wakeful import ALONE
 
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from virgo.cpu.worker import Worker
 
 _RECEIVE_BYTES: Final = 256 * 1024
+_EXTRA_BYTES: Final = socket.CMSG_SPACE(4)
 _FLUSH_BYTES: Final = LEASE_OUTCOMES_BYTES // 2
 _FLUSH_NS: Final = int(LEASE_OUTCOMES_S * 1e9)
 
@@ -72,6 +77,7 @@ class Leased:
         self._laid = self._sent = 0  # bytes of outcomes laid down, and of these sent
         self._label = ""
         self._gone = False  # the client is
+        self._descriptors: deque[int] = deque()  # that have come, for calls to come
         self._soon = False
         self._parcel = Parcel("pickle", "")
         self._deadline: float | None = None
@@ -80,6 +86,7 @@ class Leased:
         self._poll.register(connection, select.POLLIN)
         self._poll.register(orders, select.POLLIN)
         self._orders = orders
+        barrier.register()  # so that the client can run one here, see `slate`
         welcome = msgspec.msgpack.encode([terms.lease, terms.node, os.getpid()])
         socket.send_fds(connection, [b"$%d\r\n%b\r\n" % (len(welcome), welcome)], [page])
         os.close(page)
@@ -99,13 +106,15 @@ class Leased:
                     if self._words[WANTED] or self._gone:
                         break
                 self._flush()
-        except (hiredis.ProtocolError, msgspec.DecodeError, TypeError, ValueError):
+        except (hiredis.ProtocolError, msgspec.DecodeError, TypeError, ValueError, IndexError, OSError):
             self._gone = True  # it speaks nonsense
         finally:
             contexts.adopt(None)
             if not self._worker.forked:
                 self._words[LET_GO] = 1
                 self._connection.close()
+                for descriptor in self._descriptors:
+                    os.close(descriptor)
 
     def _current(self) -> Context:
         """The context of the call that runs, made when somebody asks for it."""
@@ -122,14 +131,14 @@ class Leased:
 
     def _receive(self) -> bytes:
         """What the client has sent; b"" if the lease is over."""
-        words, receive = self._words, self._connection.recv
+        words = self._words
         began = time.monotonic()
         try:
             while self._soon:
                 if words[WANTED]:
                     return b""
                 try:
-                    return receive(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                    return self._read()
                 except BlockingIOError:
                     if time.monotonic() > began + AWAKE_S:
                         break
@@ -140,9 +149,16 @@ class Leased:
             if words[WANTED] or self._orders.fileno() in ready:
                 return b""
             self._soon = time.monotonic() - began < SOON_S and not ALONE
-            return receive(_RECEIVE_BYTES)
+            return self._read()
         except OSError:  # the client has died
             return b""
+
+    def _read(self) -> bytes:
+        """What there is on the connection; descriptors are kept until the call that they belong to."""
+        data, extra, _, _ = self._connection.recvmsg(_RECEIVE_BYTES, _EXTRA_BYTES, socket.MSG_DONTWAIT)
+        for _level, _kind, payload in extra:
+            self._descriptors += array("i", payload)
+        return data
 
     # --- the calls ----------------------------------------------------------------------------
 
@@ -160,16 +176,20 @@ class Leased:
         flush_at_ns = now + _FLUSH_NS
         for position in range(2, len(parcel)):
             number = self._next
+            arguments: bytes | Received = parcel[position]
+            if parcel[position][:1] == APART and head.form == "pickle":
+                arguments = Received(parcel[position], self._descriptors.popleft())
             words[BEGUN] = number + 1
             # Looked at after BEGUN shows it: either we see that it was taken, or who takes it sees BEGUN.
             if words[TAKEN_FROM] <= number < words[TAKEN_TO]:
-                outcome = messages.TAKEN
+                outcome: Sent = messages.TAKEN
             else:
                 self._context = None
-                outcome = run(parcel[position])
+                outcome = run(arguments)
                 if worker.forked:
                     worker.leave()
-            parcel[position] = b""  # large arguments are not kept while the others run
+            parcel[position] = b""  # large ones are not kept while the others run
+            del arguments
             self._lay(outcome)
             self._next = number + 1
             now = clock()
@@ -179,7 +199,7 @@ class Leased:
                 if words[WANTED] or self._gone:
                     return
 
-    def _runner(self, head: Parcel, sent: bytes) -> Callable[[bytes], bytes]:
+    def _runner(self, head: Parcel, sent: bytes) -> Callable[[bytes | Received], Sent]:
         """What turns the arguments of one call of the parcel into its outcome."""
         worker = self._worker
         if head.form == "pickle" and not self._terms.trusted:
@@ -198,15 +218,21 @@ class Leased:
             return lambda _arguments: messages.UNKNOWN
         found = function
 
-        def run(arguments: bytes) -> bytes:
-            return worker.outcome_of(head, found, [arguments])
+        def run(arguments: bytes | Received) -> Sent:
+            return worker.outcome_of(head, found, [arguments], segments=True)
 
         return run
 
     # --- out ----------------------------------------------------------------------------------
 
-    def _lay(self, outcome: bytes) -> None:
-        """Lay an outcome down; send it at once if it is too long for that."""
+    def _lay(self, outcome: Sent) -> None:
+        """Lay an outcome down; send it at once if it is too long for that, or a descriptor goes with it."""
+        if isinstance(outcome, Apart):
+            self._flush()
+            frame = b"$%d\r\n%b\r\n" % (len(outcome), outcome.data)
+            self._send(memoryview(frame), give_up=False, segment=outcome.segment)
+            self._words[UNSENT_FIRST] = self._next + 1
+            return
         size = len(outcome)
         if size < _FLUSH_BYTES:
             frame = b"$%d\r\n%b\r\n" % (size, outcome)
@@ -233,7 +259,7 @@ class Leased:
                 self._words[UNSENT] = 0
                 self._words[UNSENT_FIRST] = self._next
 
-    def _send(self, data: memoryview, *, give_up: bool) -> int:
+    def _send(self, data: memoryview, *, give_up: bool, segment: Segment | None = None) -> int:
         """How many bytes could be sent: all, unless the client is gone.
 
         To `give_up`: or unless the node wants the lease while the client does not read.
@@ -241,7 +267,10 @@ class Leased:
         sent = 0
         while sent < len(data) and not self._gone:
             try:
-                sent += self._connection.send(data[sent:], socket.MSG_DONTWAIT)
+                if segment is not None and not sent:
+                    sent = socket.send_fds(self._connection, [data], [segment.descriptor])
+                else:
+                    sent += self._connection.send(data[sent:], socket.MSG_DONTWAIT)
             except BlockingIOError:
                 poll = select.poll()
                 poll.register(self._connection, select.POLLOUT)

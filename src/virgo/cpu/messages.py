@@ -5,23 +5,28 @@ the role `exec`. `data`: a name with MessagePack arguments, for Python callers w
 with words, for every other language. (`lease` is no call: it hands a worker over, see `leased`.)
 
 An outcome is one byte that says what it is, and its content. A node reads that byte and never unpickles
-what follows; a `Failure` is MessagePack, with a pickled exception only inside the form `pickle`.
+what follows; a `Failure` is MessagePack, with a pickled exception only inside the form `pickle`. Large
+buffers may lie apart, see `apart`.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import cloudpickle
 import msgspec
 
 from virgo.context import Identity
+from virgo.cpu import apart
+from virgo.cpu.apart import ALONG, Apart, Received
 from virgo.errors import BadArgument, BadRequest, CallFailed
 from virgo.limits import CALL_RETRIES_MAX, CALL_TIMEOUT_MS_MAX
 
+Outcome = bytes | Received  # as it comes
+Sent = bytes | Apart  # as it is sent
 Form = Literal["pickle", "data", "text", "lease"]
 
 PICKLED: Final = b"P"  # a pickled result
@@ -219,10 +224,10 @@ def packed(value: Any) -> bytes:
     return PACKED + _packer.encode(value)
 
 
-def pickled(value: Any) -> bytes:
+def pickled(value: Any, *, segments: bool = False) -> Sent:
     """The outcome of a call in the form `pickle`; by cloudpickle if plain pickle cannot.
 
-    Plain values are packed, which takes a quarter of the time.
+    Plain values are packed, which takes a quarter of the time. Large buffers are apart, see `apart.dumps`.
     """
     if type(value) in PLAIN:
         try:
@@ -230,9 +235,10 @@ def pickled(value: Any) -> bytes:
         except (OverflowError, ValueError):  # a large number, text that is not UTF-8
             pass
     try:
-        return PICKLED + pickle.dumps(value, 5)
+        data = apart.dumps(value, pickle.dumps, segments=segments)
     except Exception:  # noqa: BLE001 - whatever it was, cloudpickle decides, and its error is told
-        return PICKLED + bytes(cloudpickle.dumps(value, 5))
+        data = apart.dumps(value, cloudpickle.dumps, segments=segments)
+    return data if isinstance(data, Apart) or data[:1] == ALONG else PICKLED + data
 
 
 def texted(value: Any) -> bytes:
@@ -290,7 +296,7 @@ def as_error(outcome: bytes) -> CallFailed:
     )
 
 
-def as_result(outcome: bytes, *, trusted: bool) -> Any:
+def as_result(outcome: Outcome, *, trusted: bool) -> Any:
     """The result that an outcome holds, for a Python caller.
 
     Args:
@@ -301,6 +307,9 @@ def as_result(outcome: bytes, *, trusted: bool) -> Any:
         CallFailed: there is no result, or it cannot be unpickled here.
         Exception: the very exception that the function raised, caused by a CallFailed with its traceback.
     """
+    if isinstance(outcome, Received):
+        return _load(outcome.load, trusted)
+    assert isinstance(outcome, bytes)
     kind = outcome[:1]
     if kind == PACKED:
         return _unpack(outcome[1:])
@@ -313,16 +322,28 @@ def as_result(outcome: bytes, *, trusted: bool) -> Any:
             raise error
         original.add_note(f"On node {error.node}:\n{error.remote_traceback}")
         raise original from error
-    if kind == PICKLED and trusted:
-        try:
-            return pickle.loads(memoryview(outcome)[1:])  # noqa: S301 - we sent the function
-        except Exception as error:
-            raise CallFailed(
-                f"the result cannot be unpickled here: {type(error).__name__}: {error}",
-                hint="The classes in it must be importable here too.",
-                cause="result",
-            ) from error
-    raise CallFailed(
+    if kind == PICKLED:
+        return _load(lambda: pickle.loads(memoryview(outcome)[1:]), trusted)  # noqa: S301 - we sent the function
+    if kind == ALONG:
+        return _load(lambda: apart.load_along(outcome), trusted)
+    raise _unknown_kind(kind)
+
+
+def _load(load: Callable[[], Any], trusted: bool) -> Any:
+    if not trusted:
+        raise _unknown_kind(PICKLED)
+    try:
+        return load()
+    except Exception as error:
+        raise CallFailed(
+            f"the result cannot be unpickled here: {type(error).__name__}: {error}",
+            hint="The classes in it must be importable here too.",
+            cause="result",
+        ) from error
+
+
+def _unknown_kind(kind: bytes) -> CallFailed:
+    return CallFailed(
         f"the node answered with an unknown kind of outcome {kind!r}",
         hint="Client and node are of different versions: `virgo version` and `virgo nodes` show them.",
         cause="result",
@@ -362,10 +383,15 @@ def ship_plain(args: tuple[Any, ...]) -> bytes | None:
         return None
 
 
-def load_arguments(data: bytes) -> tuple[Sequence[Any], dict[str, Any]]:
+def load_arguments(data: bytes | Received) -> tuple[Sequence[Any], dict[str, Any]]:
     """Arguments in the form `pickle`: a pickled pair, or a packed list. Raises what unpickling raises."""
-    if data[:1] == _PICKLE:
+    if isinstance(data, Received):
+        return data.load()  # type: ignore[no-any-return]
+    first = data[:1]
+    if first == _PICKLE:
         return pickle.loads(data)  # type: ignore[no-any-return]  # noqa: S301 - role exec sent it
+    if first == ALONG:
+        return apart.load_along(data)  # type: ignore[no-any-return]
     return _unpack(data), {}
 
 

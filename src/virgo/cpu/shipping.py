@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import cloudpickle
 
-from virgo.cpu import messages
+from virgo.cpu import apart, messages
+from virgo.cpu.apart import Apart
 
 _ATOMS: Final = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType)
 _DEPTH_MAX: Final = 4
@@ -67,13 +68,14 @@ def ship(function: Any) -> Shipped:
 _NOTHING: Final[tuple[list[Any], Shipped]] = ([], Shipped(b""))
 
 
-def ship_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """Arguments as bytes, for `messages.load_arguments`. Raises what pickling raises."""
+def ship_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], *, segments: bool = False) -> bytes | Apart:
+    """Arguments for `messages.load_arguments`; see `apart.dumps`. Raises what pickling raises."""
     if not kwargs:
         plain = messages.ship_plain(args)
         if plain is not None:
             return plain
-    return _dump((args, kwargs))
+    _include_neighbours()
+    return apart.dumps((args, kwargs), cloudpickle.dumps, segments=segments)
 
 
 def _dump(value: Any) -> bytes:

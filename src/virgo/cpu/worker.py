@@ -25,17 +25,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+import cloudpickle
 import hiredis
 import msgspec
 
 from virgo import context as contexts
 from virgo.context import Identity
 from virgo.cpu import messages, programs
+from virgo.cpu.apart import Received
 from virgo.cpu.exports import exported
 from virgo.cpu.leased import Leased
-from virgo.cpu.messages import WANTED, Failure, Form, Order, Parcel, Terms, failed
+from virgo.cpu.messages import WANTED, Failure, Form, Order, Parcel, Sent, Terms, failed
 from virgo.errors import BadArgument, VirgoError
-from virgo.kernel import barrier
 from virgo.limits import ERROR_TEXT_CHARS_MAX, FUNCTIONS_CACHED_MAX
 
 _RECEIVE_BYTES: Final = 256 * 1024
@@ -128,7 +129,9 @@ class Worker:
                 return b"", self.not_loaded(order, error)
             if function is None:
                 return b"", messages.UNKNOWN
-            return b"", self.outcome_of(order, function, request[2:])
+            outcome = self.outcome_of(order, function, request[2:])
+            assert isinstance(outcome, bytes)
+            return b"", outcome
         finally:
             contexts.adopt(None)
 
@@ -176,9 +179,21 @@ class Worker:
         return function  # type: ignore[no-any-return]
 
     def outcome_of(
-        self, order: Order | Parcel, function: Callable[..., Any], arguments: list[bytes]
-    ) -> bytes:
-        """Run a call: its outcome, whatever happens short of the end of the process."""
+        self,
+        order: Order | Parcel,
+        function: Callable[..., Any],
+        arguments: list[bytes] | list[bytes | Received],
+        *,
+        segments: bool = False,
+    ) -> Sent:
+        """Run a call: its outcome, whatever happens short of the end of the process.
+
+        Args:
+            order: how; its label and form count.
+            function: what to call.
+            arguments: one payload, or words.
+            segments: whether descriptors can go with the outcome.
+        """
         try:
             args, kwargs = _arguments(order.form, arguments)
         except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
@@ -192,6 +207,8 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - every exception of the function is its outcome
             return self._raised(order, error)
         try:
+            if order.form == "pickle":
+                return messages.pickled(result, segments=segments)
             return _ENCODERS[order.form](result)
         except BaseException as error:  # noqa: BLE001 - __reduce__ of a result may raise anything
             return failed(
@@ -208,7 +225,7 @@ class Worker:
         pickled = b""
         if order.form == "pickle":
             try:
-                pickled = messages.pickled(error)[1:]
+                pickled = cloudpickle.dumps(error, 5)
             except Exception:  # noqa: BLE001 - it does not pickle: its text must do
                 pickled = b""
         kind = type(error).__name__
@@ -271,7 +288,6 @@ def finished(result: Any) -> Any:
 
 
 _ENCODERS: Final[dict[Form, Callable[[Any], bytes]]] = {
-    "pickle": messages.pickled,
     "data": messages.packed,
     "text": messages.texted,
 }
@@ -282,7 +298,7 @@ _RESULT_HINTS: Final[dict[Form, str]] = {
 }
 
 
-def _arguments(form: Form, words: list[bytes]) -> tuple[Sequence[Any], dict[str, Any]]:
+def _arguments(form: Form, words: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
     if form == "text":
         return [messages.word(word) for word in words], {}
     if form == "data":
@@ -328,5 +344,4 @@ def main(connection: socket.socket, lifeline: int, *, node: str) -> None:
     numpy = sys.modules.get("numpy.random")
     if numpy is not None:  # unlike `random`, it does not seed itself after a fork
         numpy.seed()
-    barrier.register()
     Worker(node=node).serve(connection)
