@@ -13,8 +13,8 @@ from virgo.cpu import messages
 from virgo.cpu.lane import Lane
 from virgo.cpu.messages import Options
 from virgo.cpu.slate import Slate
-from virgo.errors import Cancelled, Denied, NodeLost, NotLoaded, NotRunning, VirgoError
-from virgo.limits import CALL_TERMINATE_S, NODE_LOST_S, REQUEST_DEADLINE_S
+from virgo.errors import Cancelled, DeadlineExceeded, Denied, NodeLost, NotLoaded, NotRunning, VirgoError
+from virgo.limits import CALL_TERMINATE_S, LIFE_ANSWER_S, LIFE_LOOK_S, REQUEST_DEADLINE_S
 from virgo.wire.address import Address
 from virgo.wire.call import Call
 from virgo.wire.client import Client
@@ -46,23 +46,35 @@ class Contact:
         """Where the node is."""
         return self._client.address
 
-    def hire(self, *, node: str, extra: bool, near: bool) -> Hire:
-        """Ask for a worker; the answer comes on the connection. Raises NotRunning, NodeLost, Busy."""
-        if self._control is not None and not self._control.alive():  # the node has been started anew
+    @property
+    def known(self) -> bool:
+        """Whether the node knows us; if not, `introduce` comes first."""
+        return self._control is not None and self._control.alive()
+
+    def introduce(self) -> None:
+        """Let the node know us; it takes seconds if that is stopped. Raises NotRunning, NodeLost, Busy."""
+        if self._control is not None:  # the node has been started anew
             self._control.close()
             self._control = None
-        if self._control is None:
-            control = Connection(self.address)
-            control.send(pack(("CPU.CREW", self._key)), NODE_LOST_S)
-            refusal = failure(control.receive(NODE_LOST_S))
+        control = Connection(self.address)
+        try:
+            control.send(pack(("CPU.CREW", self._key)), LIFE_ANSWER_S)
+            refusal = failure(control.receive(LIFE_ANSWER_S))
             if refusal is not None:
-                control.close()
                 raise refusal
-            self._control = control
+        except DeadlineExceeded as error:
+            raise NodeLost(f"the node at {self.address} does not answer") from error
+        except BaseException:
+            control.close()
+            raise
+        self._control = control
+
+    def hire(self, *, node: str, extra: bool, near: bool) -> Hire:
+        """Ask for a worker; the answer comes on the connection. Raises NotRunning, NodeLost, Busy."""
         options = Options(label="lease", node=node, extra=extra, near=near, crew=self._key.encode())
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.settimeout(NODE_LOST_S)
+            connection.settimeout(LIFE_LOOK_S)
             connection.connect(self.address.path)
             connection.sendall(pack(("CPU.LEASE", messages.encode_options(options))))
             connection.setblocking(False)
@@ -98,7 +110,7 @@ class Contact:
 
     def _check_there(self) -> None:
         """Raise NodeLost if the node is not the one any more from which workers were leased."""
-        if self._control is None or not self._control.alive():
+        if not self.known:
             raise NodeLost(f"the node at {self.address} has ended")
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ class Hires:
         self._home = Contact(client)
         self._contacts = {"": self._home}
         self._open: dict[str, Hire] = {}
+        self._meeting: set[str] = set()  # calls of which wait until we know the node to be asked
         self._refused_at = 0.0
         self._short_since = 0.0  # since when calls have found no worker with room
 
@@ -45,7 +46,7 @@ class Hires:
         return f"<Hires {len(self._open)} open>"
 
     def __bool__(self) -> bool:
-        return bool(self._open)
+        return bool(self._open or self._meeting)
 
     def enough(self) -> None:
         """A call has found a worker with room."""
@@ -57,7 +58,7 @@ class Hires:
         self._short_since = self._short_since or now
         took_s = bench.took_s.get(queue[0].task.key)
         worth = took_s is None or not bench.busy or len(queue) * took_s > LEASE_WORTH_S
-        if node in self._open or not worth or len(bench.lanes) >= LEASES_MAX:
+        if node in self._open or node in self._meeting or not worth or len(bench.lanes) >= LEASES_MAX:
             return
         if now < self._refused_at + _AGAIN_S:
             return
@@ -88,6 +89,10 @@ class Hires:
             contact.close()
 
     def _ask(self, contact: Contact, node: str, *, near: bool, name: str = "") -> None:
+        if not contact.known:
+            self._meeting.add(node)
+            errand(self._meet, contact, node, near, name)
+            return
         try:
             hire = contact.hire(node=name or node, extra=not self._bench.lanes, near=near)
         except VirgoError as error:
@@ -95,6 +100,25 @@ class Hires:
             return
         self._open[node] = hire
         self._bench.epoll.register(hire.fileno(), select.EPOLLIN)
+
+    def _meet(self, contact: Contact, node: str, near: bool, name: str) -> None:
+        """Beside the thread: get to know a node, then ask it."""
+        refusal: VirgoError | None = None
+        try:
+            contact.introduce()
+        except VirgoError as error:
+            refusal = error
+
+        def go_on() -> None:
+            self._meeting.discard(node)
+            if refusal is not None:
+                self._refuse(node, refusal)
+            elif not self._bench.closed:
+                self._ask(contact, node, near=near, name=name)
+            else:
+                contact.close()
+
+        self._bench.tell(go_on)
 
     def _drop(self, node: str) -> None:
         hire = self._open.pop(node)

@@ -1,0 +1,253 @@
+"""Leased workers through a node: fair shares, losses, slow calls, clients that die."""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import psutil
+import pytest
+import redis
+from tests.conftest import RunningCloud, a_cloud
+
+from virgo.cloud import Cloud
+from virgo.errors import CallFailed, Cancelled, NodeLost
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[RunningCloud]:
+    """A node that runs two calls at once."""
+    with a_cloud(environment={"VIRGO_CPU_WORKERS": "2"}) as started:
+        yield started
+
+
+@pytest.fixture
+def cloud(running: RunningCloud) -> Iterator[Cloud]:
+    with running.connect() as connected:
+        yield connected
+
+
+def until(condition: Callable[[], Any], limit_s: float = 20.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.005)
+
+
+def cpu(running: RunningCloud) -> dict[str, Any]:
+    with running.connect() as connected:
+        return dict(connected.stats()["stats"]["cpu"])
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def note(path: str, number: int) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, b"%d\n" % number)
+    os.close(descriptor)
+    return number
+
+
+def noted(path: Path) -> Counter[int]:
+    return Counter(int(line) for line in path.read_text().split()) if path.exists() else Counter()
+
+
+def test_workers_killed_under_a_map_cost_their_own_call_and_no_other(cloud: Cloud, tmp_path: Path) -> None:
+    """Of ten thousand calls a few kill their worker: these fail with the signal, all others are run once."""
+    path = str(tmp_path / "noted")
+
+    def work(number: int) -> int:
+        note(path, number)
+        if number % 1111 == 500:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    futures = [cloud.cpu.submit(work, number) for number in range(10_000)]
+    for number, future in enumerate(futures):
+        if number % 1111 == 500:
+            with pytest.raises(CallFailed) as caught:
+                future.result(30)
+            assert caught.value.cause == "signal" and "SIGKILL" in caught.value.message
+        else:
+            assert future.result(30) == number
+    assert noted(Path(path)) == Counter(range(10_000))
+
+
+def test_a_slow_call_among_quick_ones_holds_up_none_of_them(cloud: Cloud, tmp_path: Path) -> None:
+    """What was sent to its worker goes to the other one; what it had finished comes at once."""
+    gate = str(tmp_path / "gate")
+
+    def work(number: int) -> int:
+        while number == 100 and not Path(gate).exists():
+            time.sleep(0.005)
+        return number
+
+    list(cloud.cpu.map(work, range(50)))  # they turn out to be quick
+    futures = [cloud.cpu.submit(work, number) for number in range(3000)]
+    others = [future for number, future in enumerate(futures) if number != 100]
+    _, left = cf.wait(others, 20)
+    assert not left and not futures[100].done()
+    Path(gate).touch()
+    assert [future.result(20) for future in futures] == list(range(3000))
+
+
+def test_two_slow_calls_in_a_row_run_beside_each_other(cloud: Cloud) -> None:
+    """Calls believed quick, sent to one worker together, do not wait for each other when they are slow."""
+    list(cloud.cpu.map(double, range(50)))
+
+    def work(seconds: float) -> float:
+        time.sleep(seconds)
+        return time.monotonic()
+
+    list(cloud.cpu.map(work, [0.0] * 200))
+    began = time.monotonic()
+    list(cloud.cpu.map(work, [0.0, 1.0, 1.0, 0.0]))
+    assert time.monotonic() - began < 1.8
+
+
+def test_a_client_that_has_all_workers_shares_them(running: RunningCloud, cloud: Cloud) -> None:
+    """A second client, and a call by name by RESP, are served while the first has work without end."""
+    stop = threading.Event()
+
+    def flood() -> None:
+        while not stop.is_set():
+            list(cloud.cpu.map(double, range(20_000)))
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        until(lambda: cpu(running)["leases"] == 2)
+        with running.connect() as second:
+            for number in range(20):
+                began = time.monotonic()
+                assert second.cpu.clone(double, number) == 2 * number
+                assert time.monotonic() - began < 2.0
+        resp = redis.Redis(port=running.ports("n1")["cpu"], password=running.token)
+        assert resp.execute_command("VIRGO_CLONE", "add", 2, 3) == 5
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_idle_leases_go_to_whoever_comes(running: RunningCloud) -> None:
+    """Five clients with two workers, one call after another, without waiting for turns."""
+    clients = [running.connect() for _ in range(5)]
+    try:
+        for client in clients:
+            client.cpu.clone(double, 1)
+        began = time.monotonic()
+        for _ in range(4):
+            for client in clients:
+                time.sleep(0.003)
+                assert client.cpu.clone(double, 2) == 4
+        assert time.monotonic() - began < 4.0
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_leases_end_with_their_client(running: RunningCloud) -> None:
+    """Closing gives them back at once; calls that run then are stopped."""
+    client = running.connect()
+    future = client.cpu.submit(time.sleep, 100)
+    until(future.running)
+    assert cpu(running)["leases"] >= 1
+    client.close()
+    assert isinstance(future.exception(0) if not future.cancelled() else Cancelled(), Cancelled)
+    until(lambda: cpu(running)["leases"] == 0, 5)
+
+
+def test_a_client_killed_with_many_calls_leaves_nothing(running: RunningCloud, tmp_path: Path) -> None:
+    """The workers are free again within seconds, and what they ran is dead."""
+    program = f"""
+import time, virgo, os
+cloud = virgo.connect("unix:{running.socket("n1")}")
+def work(number):
+    open("{tmp_path}/" + str(os.getpid()), "w").close()
+    time.sleep(0.5)
+calls = [cloud.cpu.submit(work, number) for number in range(10_000)]
+print("begun", flush=True)
+time.sleep(100)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=running.environment, stdout=subprocess.PIPE, text=True
+    ) as client:
+        assert client.stdout is not None and client.stdout.readline() == "begun\n"
+        until(lambda: len(list(tmp_path.iterdir())) == 2)
+        client.kill()
+    until(lambda: cpu(running)["leases"] == 0, 5)
+    until(lambda: not any(psutil.pid_exists(int(path.name)) for path in tmp_path.iterdir()) or idle(running))
+    with running.connect() as other:
+        assert list(other.cpu.map(double, range(100))) == [2 * number for number in range(100)]
+
+
+def idle(running: RunningCloud) -> bool:
+    return bool(cpu(running)["busy"] == 0)
+
+
+def test_a_worker_that_dies_between_calls_is_replaced_unnoticed(cloud: Cloud) -> None:
+    """The call that finds it dead has not begun, and is run by another."""
+    for _ in range(5):
+        pid = cloud.cpu.clone(os.getpid)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: not psutil.pid_exists(pid))
+        assert cloud.cpu.clone(double, 4) == 8
+
+
+def test_calls_wait_no_longer_than_seconds_for_a_node_that_is_stopped(running: RunningCloud) -> None:
+    """SIGSTOP of the node: NodeLost for who needs a worker of it; who has one goes on."""
+    with running.connect() as first, running.connect() as second:
+        assert first.cpu.clone(double, 1) == 2
+        node = running.node("n1")["pid"]
+        os.kill(node, signal.SIGSTOP)
+        try:
+            assert first.cpu.clone(double, 2) == 4
+            began = time.monotonic()
+            with pytest.raises(NodeLost):
+                second.cpu.submit(double, 3).result(20)
+            assert time.monotonic() - began < 7
+        finally:
+            os.kill(node, signal.SIGCONT)
+        until(lambda: second.cpu.submit(double, 4).exception() is None)
+
+
+def test_cancelling_one_of_many_leaves_the_others(cloud: Cloud, tmp_path: Path) -> None:
+    """One that runs dies with its process; one that waits is dropped; the rest is run once."""
+    path, gate = tmp_path / "noted", tmp_path / "gate"
+
+    def work(number: int) -> int:
+        note(str(path), number)
+        while number < 2 and not gate.exists():
+            time.sleep(0.005)
+        return number
+
+    futures = [cloud.cpu.submit(work, number) for number in range(200)]
+    until(lambda: noted(path).keys() >= {0, 1})
+    assert futures[1].cancel() and futures[150].cancel()
+    gate.touch()
+    results = [future.result(20) for future in futures if not future.cancelled()]
+    assert results == [number for number in range(200) if number not in (1, 150)]
+    assert noted(path) == Counter(number for number in range(200) if number != 150)
+
+
+def test_a_cloud_left_alone_gives_its_workers_back(running: RunningCloud, monkeypatch: Any) -> None:
+    """Without anybody waiting the node takes a lease back that has not been used for ten seconds."""
+    with running.connect() as client:
+        client.cpu.clone(double, 1)
+        assert cpu(running)["leases"] == 1
+        until(lambda: cpu(running)["leases"] == 0, 15)
+        assert client.cpu.clone(double, 2) == 4
