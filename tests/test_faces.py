@@ -141,6 +141,8 @@ def cpu_pair() -> Pair:
             "submit": "gives a task",
             "submit_to": "gives a task",
             "map": "gives a stream; the calls begin at once",
+            "starmap": "the same",
+            "map_unordered": "the same",
         },
     )
 

@@ -12,12 +12,15 @@ it ran.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from virgo.cpu.client import EXPORTS, Export, Target, call_of, mapping, publish_of, unpublish_of
+from virgo.cpu.client import EXPORTS, WORKERS, Export, call_of, publish_of, unpublish_of
+from virgo.cpu.maps import Target, mapping, total_of
 from virgo.limits import ASYNC_CALLS_MAX
 from virgo.wire.call import AsyncRunner, Call
 
@@ -90,6 +93,7 @@ class AsyncCpuClient:
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: bool | str = False,
     ) -> AsyncGenerator[Any, None]:
         """Results in the order of the arguments, as they come; the first failure cancels the rest.
 
@@ -101,13 +105,59 @@ class AsyncCpuClient:
             timeout: seconds until `__anext__` raises TimeoutError; the calls outstanding are cancelled.
             chunksize: how many calls travel and run as one; only for a callable.
             buffersize: how many results may be outstanding at once, None for ASYNC_CALLS_MAX.
+            progress: show a bar on standard error, with this text if it is one.
         """
-        target, rows, chunked = mapping(fn, iterables, chunksize, buffersize)
+        return self._map(
+            fn, zip(*iterables, strict=False), timeout, chunksize, buffersize, progress, total_of(iterables)
+        )
+
+    def starmap(
+        self,
+        fn: Target,
+        rows: Iterable[Sequence[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        progress: bool | str = False,
+    ) -> AsyncGenerator[Any, None]:
+        """`map` over rows that hold all arguments of a call each: `fn(*row)`."""
+        return self._map(fn, map(tuple, rows), timeout, chunksize, buffersize, progress, total_of([rows]))
+
+    def map_unordered(
+        self,
+        fn: Target,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        progress: bool | str = False,
+    ) -> AsyncGenerator[Any, None]:
+        """`map` with the results in the order in which the calls end."""
+        return self._map(
+            fn, zip(*iterables, strict=False), timeout, chunksize, buffersize, progress, total_of(iterables),
+            ordered=False,
+        )  # fmt: skip
+
+    def _map(
+        self,
+        fn: Target,
+        given: Iterable[tuple[Any, ...]],
+        timeout: float | None,
+        chunksize: int,
+        buffersize: int | None,
+        progress: bool | str,
+        total: int | None,
+        *,
+        ordered: bool = True,
+    ) -> AsyncGenerator[Any, None]:
+        target, rows, chunked = mapping(fn, given, chunksize, buffersize)
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         self._check_open()
         first = itertools.islice(rows, buffersize or ASYNC_CALLS_MAX)
         tasks = deque(self.submit(target, *row) for row in first)
-        return self._results(target, rows, tasks, deadline, chunked)
+        results = self._results(target, rows, tasks, deadline, chunked, ordered=ordered)
+        return _with_bar(results, progress, total) if progress else results
 
     async def _results(
         self,
@@ -116,10 +166,16 @@ class AsyncCpuClient:
         tasks: deque[asyncio.Task[Any]],
         deadline: float | None,
         chunked: bool,
+        *,
+        ordered: bool,
     ) -> AsyncGenerator[Any, None]:
         try:
             while tasks:
                 async with asyncio.timeout_at(deadline):
+                    if not ordered:
+                        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                        ended = next(place for place, task in enumerate(tasks) if task.done())
+                        tasks.rotate(-ended)
                     result = await tasks[0]
                 tasks.popleft()
                 for row in itertools.islice(rows, 1):
@@ -157,6 +213,10 @@ class AsyncCpuClient:
         """See `CpuClient.exports`."""
         return await self._runner.run(EXPORTS)
 
+    async def workers(self) -> int:
+        """See `CpuClient.workers`."""
+        return await self._runner.run(WORKERS)
+
     def stats(self) -> dict[str, Any]:
         """Tasks of this client without outcome."""
         return {"outstanding": self._outstanding, "shut": self._shut}
@@ -168,6 +228,21 @@ class AsyncCpuClient:
     def _check_open(self) -> None:
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
+
+
+async def _with_bar(
+    results: AsyncGenerator[Any, None], progress: bool | str, total: int | None
+) -> AsyncGenerator[Any, None]:
+    """The results, with a bar on standard error that shows how many there are so far."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    async with contextlib.aclosing(results):
+        with Progress(console=Console(file=sys.stderr)) as bar:
+            task = bar.add_task(progress if isinstance(progress, str) else "", total=total)
+            async for result in results:
+                bar.advance(task)
+                yield result
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

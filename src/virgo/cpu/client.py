@@ -13,7 +13,7 @@ anything for them.
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 import os
 import time
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import cloudpickle
+import msgspec
 
 from virgo import context as contexts
 from virgo.context import Identity
@@ -32,22 +33,20 @@ from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.channel import Channel
 from virgo.cpu.crew import Crew
 from virgo.cpu.exports import check_name, summary_of
-from virgo.cpu.futures import CpuFuture, Run
-from virgo.cpu.shipping import ship, ship_arguments
+from virgo.cpu.futures import CpuFuture
+from virgo.cpu.maps import Maps, Target, mapping, shown, total_of
+from virgo.cpu.shipping import arguments_of, ship
 from virgo.errors import BadArgument
 from virgo.limits import (
     CALL_RETRIES_MAX,
     CALL_TERMINATE_S,
     CALL_TIMEOUT_MS_MAX,
     EXPORT_FRESH_S,
-    SUBMIT_CALLS_MAX,
 )
 from virgo.wire.call import Call, Runner, as_nothing, as_text
 from virgo.wire.client import Client
 
 T = TypeVar("T")
-Target = Callable[..., Any] | str
-
 # Time for a node to stop a call whose deadline has passed, and to say so.
 _GRACE_S = CALL_TERMINATE_S + 3.0
 
@@ -96,6 +95,13 @@ def publish_of(function: Callable[..., Any], name: str) -> Call[int]:
 EXPORTS: Call[list[Export]] = Call(
     ("CPU.EXPORTS",), lambda reply: [Export(*map(as_text, entry)) for entry in reply]
 )
+
+
+def _as_workers(reply: bytes) -> int:
+    return sum(max(1, node["load"].get("workers", 1)) for node in msgspec.json.decode(reply))
+
+
+WORKERS: Call[int] = Call(("NODES",), _as_workers)
 
 
 def unpublish_of(name: str) -> Call[None]:
@@ -214,6 +220,7 @@ class CpuClient(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: bool | str = False,
     ) -> Iterator[Any]:
         """Results in the order of the arguments, as `Executor.map`.
 
@@ -225,53 +232,58 @@ class CpuClient(Executor):
             timeout: seconds until `__next__` raises TimeoutError; the calls outstanding are cancelled.
             chunksize: how many calls run as one; only for a callable.
             buffersize: how many results may be outstanding at once, None for all.
+            progress: show a bar on standard error, with this text if it is one.
         """
-        target, rows, chunked = mapping(fn, iterables, chunksize, buffersize)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._check_open()
-        results = self._results(task_of(target), rows, deadline, buffersize)
-        return itertools.chain.from_iterable(results) if chunked else results
+        return self._map(
+            fn, zip(*iterables, strict=False), timeout, chunksize, buffersize, progress, total_of(iterables)
+        )
 
-    def _results(
-        self, task: Task, rows: Iterable[tuple[Any, ...]], deadline: float | None, buffersize: int | None
+    def starmap(
+        self,
+        fn: Target,
+        rows: Iterable[Sequence[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        progress: bool | str = False,
     ) -> Iterator[Any]:
-        # As in the standard library, the calls begin now, not when the first result is asked for.
-        run, source = Run(task.trusted), iter(rows)
+        """`map` over rows that hold all arguments of a call each: `fn(*row)`."""
+        return self._map(fn, map(tuple, rows), timeout, chunksize, buffersize, progress, total_of([rows]))
 
-        def begin(count: int | None) -> None:
-            while items := self._next_items(task, run, source, count):
-                self._send(task, items)
-                if count is not None:
-                    return
+    def map_unordered(
+        self,
+        fn: Target,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        progress: bool | str = False,
+    ) -> Iterator[Any]:
+        """`map` with the results as they come; the first exception ends it."""
+        return self._map(
+            fn, zip(*iterables, strict=False), timeout, chunksize, buffersize, progress, total_of(iterables),
+            ordered=False,
+        )  # fmt: skip
 
-        begin(buffersize)
-
-        def results() -> Iterator[Any]:
-            index = 0
-            try:
-                while index < len(run.items):
-                    left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    result = run.result(index, left_s)
-                    index += 1
-                    if buffersize is not None:
-                        begin(1)
-                    yield result
-            finally:
-                if index < len(run.items):
-                    self._cancel(run.items[index:])
-
-        return results()
-
-    def _next_items(
-        self, task: Task, run: Run, source: Iterator[tuple[Any, ...]], count: int | None
-    ) -> list[Item]:
-        """The next calls of a run, so many or as many as are sent at once."""
-        items = []
-        for row in itertools.islice(source, count or SUBMIT_CALLS_MAX):
-            item = Item(task, arguments_of(task, row, {}), run, len(run.items), self._book)
-            run.add(item)
-            items.append(item)
-        return items
+    def _map(
+        self,
+        fn: Target,
+        rows: Iterable[tuple[Any, ...]],
+        timeout: float | None,
+        chunksize: int,
+        buffersize: int | None,
+        progress: bool | str,
+        total: int | None,
+        *,
+        ordered: bool = True,
+    ) -> Iterator[Any]:
+        target, calls, chunked = mapping(fn, rows, chunksize, buffersize)
+        self._check_open()
+        maps = Maps(self._book, self._send, self._cancel)
+        begin = maps.ordered if ordered else maps.unordered
+        results = begin(task_of(target), calls, timeout, buffersize)
+        return shown(_flat(results) if chunked else results, progress, total)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; wait for those outstanding; `cancel_futures` drops what has not begun."""
@@ -347,6 +359,15 @@ class CpuClient(Executor):
         """What can be called by name through this node."""
         return self._runner.run(EXPORTS)
 
+    def workers(self) -> int:
+        """Calls that the nodes of the cloud run at once."""
+        return self._runner.run(WORKERS)
+
+    @property
+    def _max_workers(self) -> int:
+        """What Dask asks an executor for, when it is given one as its scheduler."""
+        return self.workers()
+
     def stats(self) -> dict[str, Any]:
         """Calls of this client without outcome."""
         crew = {} if self._crew is None else self._crew.stats()
@@ -397,33 +418,8 @@ def task_of(target: Target, *, node: str = "", timeout: float | None = None, ret
     return task
 
 
-def arguments_of(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | Apart:
-    """The arguments of one call. Raises BadArgument, or what pickling raises."""
-    if task.trusted:
-        return ship_arguments(args, kwargs, segments=True)
-    return messages.pack_arguments(args, kwargs)
-
-
-def mapping(
-    fn: Target, iterables: tuple[Iterable[Any], ...], chunksize: int, buffersize: int | None
-) -> tuple[Target, Iterator[tuple[Any, ...]], bool]:
-    """The calls of a `map`: what to run, arguments of each, and whether each result is a list of results."""
-    if chunksize < 1 or (buffersize is not None and buffersize < 1):
-        raise ValueError("chunksize and buffersize must be 1 or more")
-    rows = zip(*iterables, strict=False)
-    if chunksize == 1 or isinstance(fn, str):
-        return fn, rows, False
-    return _run_chunk, ((fn, chunk) for chunk in _chunks(rows, chunksize)), True
-
-
-def _chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    source = iter(rows)
-    while chunk := list(itertools.islice(source, size)):
-        yield chunk
-
-
-def _run_chunk(function: Callable[..., Any], rows: list[tuple[Any, ...]]) -> list[Any]:
-    """In the worker: several calls as one."""
-    from virgo.cpu.worker import finished
-
-    return [finished(function(*row)) for row in rows]
+def _flat(results: Iterator[list[Any]]) -> Iterator[Any]:
+    """The parts of results that are lists; closing it closes these."""
+    with contextlib.closing(results):  # type: ignore[type-var]
+        for result in results:
+            yield from result

@@ -1,8 +1,9 @@
-"""Who waits for calls: a future for one, a run for those of a `map`."""
+"""Who waits for calls: a future for one, a run for those of a `map`, a stream if their order is none."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -115,3 +116,47 @@ class Run:
         if index == self._awaited:
             with self._changed:
                 self._changed.notify_all()
+
+
+class Stream:
+    """The outcomes of many calls of one function, as they come.
+
+    Attributes:
+        items: the calls so far.
+    """
+
+    def __init__(self, trusted: bool) -> None:
+        self.items: list[Item] = []
+        self._trusted = trusted
+        self._outcomes: deque[Outcome | VirgoError] = deque()
+        self._changed = threading.Condition()
+
+    def __repr__(self) -> str:
+        return f"<Stream of {len(self.items)} calls>"
+
+    def add(self, item: Item) -> None:
+        """One more."""
+        self.items.append(item)
+
+    def next_result(self, timeout_s: float | None) -> Any:
+        """The next result. Raises what the call raised, TimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._outcomes, timeout_s):
+                raise TimeoutError
+            outcome = self._outcomes.popleft()
+        if isinstance(outcome, VirgoError):
+            raise outcome
+        return messages.as_result(outcome, trusted=self._trusted)
+
+    def settle(self, _index: int, outcome: Outcome) -> None:
+        """See Sink."""
+        self._put(outcome)
+
+    def fail(self, _index: int, error: VirgoError) -> None:
+        """See Sink."""
+        self._put(error)
+
+    def _put(self, outcome: Outcome | VirgoError) -> None:
+        with self._changed:
+            self._outcomes.append(outcome)
+            self._changed.notify_all()

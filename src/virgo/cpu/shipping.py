@@ -21,6 +21,7 @@ import cloudpickle
 
 from virgo.cpu import apart, messages
 from virgo.cpu.apart import Apart
+from virgo.cpu.calls import Task
 
 _ATOMS: Final = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType)
 _DEPTH_MAX: Final = 4
@@ -76,6 +77,13 @@ def ship_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], *, segments: b
             return plain
     _include_neighbours()
     return apart.dumps((args, kwargs), cloudpickle.dumps, segments=segments)
+
+
+def arguments_of(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | Apart:
+    """The arguments of one call of a task. Raises BadArgument, or what pickling raises."""
+    if task.trusted:
+        return ship_arguments(args, kwargs, segments=True)
+    return messages.pack_arguments(args, kwargs)
 
 
 def _dump(value: Any) -> bytes:
