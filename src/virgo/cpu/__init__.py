@@ -9,13 +9,37 @@
     worker     one worker: runs one call at a time
     processes  the processes behind the workers
     pool       the workers of a node
+    seating    who gets a place on which node, and who waits for one
     mailbox    calls handed in many at once, their outcomes collected as they come
     dispatch   the way of a call from node to node to worker
     published  functions that the whole cloud has
     service    the module of the node
-    channel    many calls in flight of one client
-    shipping   functions as bytes
+
+Leases, by which clients of a node's machine reach its workers without the node:
+
+    slate      the page on which worker, client and node see how far the worker is
+    hiring     a lease as the pool sees it
+    leases     a node's leases, by client
+    leased     a worker that is leased
+    lane       a leased worker, as its client sees it
+    contact    a node, as a client who leases workers of it knows it
+    bench      the workers that a client leases and the calls that wait for them
+    hires      how it comes by more of them
+    ends       deadlines, cancelling, workers that die
+    crew       sends the calls, sets the outcomes
+    lessee     which way a client's calls go
+
+On the client's side:
+
+    calls      tasks, calls of them, who waits for them
+    futures    futures, runs, streams
+    shipping   functions and arguments as bytes
+    apart      large buffers in shared memory
+    channel    many calls in flight of one client through a node
+    maps       one function over many arguments
     client     what users hold: `cloud.cpu`
+    aclient    the same for asyncio; `desk` takes outcomes to its event loop
+    joblib_backend   for joblib and scikit-learn
 
 A call runs at most once, unless `retries=` says that it may be repeated. Every failure says its cause.
 """

@@ -5,8 +5,8 @@
     async for image in cloud.cpu.map(render, frames, chunksize=8):
         ...
 
-Cancelling a task that waits for a call ends the call: its connection is closed, and the node kills what
-it ran.
+On the machine of the node calls go straight to workers that this client leases (see `crew`), else through the
+node. Cancelling a task that waits for a call ends the call: what it ran is killed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from virgo.cpu.client import EXPORTS, WORKERS, Export, call_of, publish_of, unpublish_of
+from virgo.cpu import messages
+from virgo.cpu.apart import Apart
+from virgo.cpu.calls import Book, Item, Task
+from virgo.cpu.client import EXPORTS, WORKERS, Export, by_node, publish_of, task_of, unpublish_of
+from virgo.cpu.desk import Desk, Ticket
+from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Target, mapping, total_of
+from virgo.cpu.shipping import arguments_of
 from virgo.limits import ASYNC_CALLS_MAX
-from virgo.wire.call import AsyncRunner, Call
+from virgo.wire.aclient import AsyncClient
+from virgo.wire.call import AsyncRunner
+from virgo.wire.client import Client
 
 
 class AsyncCpuClient:
@@ -34,6 +42,11 @@ class AsyncCpuClient:
 
     def __init__(self, runner: AsyncRunner) -> None:
         self._runner = runner
+        self._book = Book()
+        self._lessee: Lessee | None = None
+        self._desk: Desk | None = None
+        if isinstance(runner, AsyncClient) and runner.address.path:
+            self._lessee = Lessee(Client(runner.address), self._book, self._send_back, own=True)
         self._lanes = asyncio.Semaphore(ASYNC_CALLS_MAX)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._shut = False
@@ -58,11 +71,40 @@ class AsyncCpuClient:
         **kwargs: Any,
     ) -> Any:
         """See `CpuClient.clone`."""
-        return await self._run(call_of(target, args, kwargs, node=node, timeout=timeout, retries=retries))
+        task = task_of(target, node=node, timeout=timeout, retries=retries)
+        return await self._run(task, arguments_of(task, args, kwargs))
 
-    async def _run(self, call: Call[Any]) -> Any:
+    async def _run(self, task: Task, arguments: bytes | Apart) -> Any:
+        """Run a call, by a leased worker if one can."""
+        crew = None if self._lessee is None else self._lessee.crew_for(task)
+        if crew is None:
+            return await self._run_by_node(task, arguments)
+        if self._desk is None:
+            self._desk = Desk(asyncio.get_running_loop())
+        ticket = Ticket(self._desk)
+        item = Item(task, arguments, ticket, 0, self._book)
+        self._book.add((item,))
+        crew.submit((item,))
+        try:
+            outcome = await ticket.outcome
+        except asyncio.CancelledError:
+            await self._desk.ended(crew, item)
+            raise
+        if outcome is None:
+            return await self._run_by_node(task, arguments)
+        return messages.as_result(outcome, trusted=task.trusted)
+
+    async def _run_by_node(self, task: Task, arguments: bytes | Apart) -> Any:
         async with self._lanes:
-            return await self._runner.run(call)
+            return await self._runner.run(by_node(task, arguments))
+
+    def _send_back(self, items: list[Item]) -> None:
+        """Calls that are not for leased workers; from the crew's thread."""
+        for item in items:
+            if item.open:
+                self._book.open.discard(item)
+                assert isinstance(item.sink, Ticket)
+                item.sink.send_back()
 
     def submit(self, target: Target, /, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
         """The same as a task; `submit_to` takes the options. Raises RuntimeError after `shutdown`."""
@@ -80,8 +122,9 @@ class AsyncCpuClient:
     ) -> asyncio.Task[Any]:
         """`submit` with the options of `clone`."""
         self._check_open()
-        call = call_of(target, args, kwargs or {}, node=node, timeout=timeout, retries=retries)
-        task = asyncio.get_running_loop().create_task(self._run(call))
+        call = task_of(target, node=node, timeout=timeout, retries=retries)
+        work = self._run(call, arguments_of(call, args, kwargs or {}))
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -196,6 +239,8 @@ class AsyncCpuClient:
             await _cancel(tasks)
         elif wait and tasks:
             await asyncio.wait(tasks)
+        if self._lessee is not None and not self._book.open:
+            await asyncio.to_thread(self._lessee.close)
 
     async def close(self) -> None:
         """Take no more calls, and cancel those outstanding."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ import cloudpickle
 import msgspec
 
 from virgo import context as contexts
-from virgo.context import Identity
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart
 from virgo.cpu.calls import Book, Item, Task
@@ -34,6 +32,7 @@ from virgo.cpu.channel import Channel
 from virgo.cpu.crew import Crew
 from virgo.cpu.exports import check_name, summary_of
 from virgo.cpu.futures import CpuFuture
+from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Maps, Target, mapping, shown, total_of
 from virgo.cpu.shipping import arguments_of, ship
 from virgo.errors import BadArgument
@@ -41,7 +40,6 @@ from virgo.limits import (
     CALL_RETRIES_MAX,
     CALL_TERMINATE_S,
     CALL_TIMEOUT_MS_MAX,
-    EXPORT_FRESH_S,
 )
 from virgo.wire.call import Call, Runner, as_nothing, as_text
 from virgo.wire.client import Client
@@ -71,10 +69,10 @@ def call_of(
 ) -> Call[Any]:
     """One call, to be run by either client."""
     task = task_of(target, node=node, timeout=timeout, retries=retries)
-    return _by_node(task, arguments_of(task, args, kwargs))
+    return by_node(task, arguments_of(task, args, kwargs))
 
 
-def _by_node(task: Task, arguments: bytes | Apart) -> Call[Any]:
+def by_node(task: Task, arguments: bytes | Apart) -> Call[Any]:
     """The call of a task as a request to the node."""
     trusted = task.trusted
     if isinstance(arguments, Apart):
@@ -129,9 +127,9 @@ class CpuClient(Executor):
         self._pid = os.getpid()
         self._book = Book()
         self._channel = Channel(self._runner)
-        self._crew: Crew | None = None
-        self._crews_identity: Identity | None = None
-        self._not_exported: dict[str, float] = {}  # names that workers do not know, and until when
+        self._lessee: Lessee | None = None
+        if isinstance(self._runner, Client) and self._runner.address.path:
+            self._lessee = Lessee(self._runner, self._book, self._channel.send)
 
     def __repr__(self) -> str:
         return f"<CpuClient {len(self._book.open)} outstanding{' shut down' if self._shut else ''}>"
@@ -168,7 +166,7 @@ class CpuClient(Executor):
         arguments = arguments_of(task, args, kwargs)
         crew = self._crew_for(task)
         if crew is None:
-            return self._runner.run(_by_node(task, arguments))
+            return self._runner.run(by_node(task, arguments))
         outcome = crew.call(task, arguments)
         if outcome is not None:
             return messages.as_result(outcome, trusted=task.trusted)
@@ -294,9 +292,8 @@ class CpuClient(Executor):
             self._cancel(list(self._book.open), running=False)
         if wait:
             self._book.wait()
-        if self._crew is not None and not self._book.open:
-            self._crew.close()
-            self._crew = None
+        if self._lessee is not None and not self._book.open:
+            self._lessee.close()
 
     def close(self) -> None:
         """Take no more calls, and cancel those outstanding, also those that run."""
@@ -309,38 +306,21 @@ class CpuClient(Executor):
         """End calls, or those that do not run; returns when they have ended, by this or by themselves."""
         if self._pid != os.getpid() or not items:
             return
-        if self._crew is not None:
-            self._crew.cancel(items, running=running)
+        if self._lessee is not None:
+            self._lessee.cancel(items, running=running)
         left = [item for item in items if item.open and item.key]
         if left:
             self._channel.cancel(left, running=running)
 
     def _runs(self, item: Item) -> bool:
         """Whether a worker or a node has a call."""
-        return item.key != "" or (self._crew is not None and self._crew.runs(item))
+        return item.key != "" or (self._lessee is not None and self._lessee.runs(item))
 
     def _crew_for(self, task: Task) -> Crew | None:
         """The leased workers, if they can run the task."""
         if self._pid != os.getpid():  # forked: threads, workers and futures are the parent's
             self._begin()
-        client = self._runner
-        if not isinstance(client, Client) or not client.address.path:
-            return None
-        if task.name and self._not_exported.get(task.name, 0.0) > time.monotonic():
-            return None
-        identity = None if task.context is None else task.context.identity
-        if self._crew is None or identity != self._crews_identity:
-            if self._crew is not None:
-                self._crew.close()
-            self._crew, self._crews_identity = Crew(client, self._book, self._go_by_node), identity
-        return self._crew
-
-    def _go_by_node(self, items: list[Item]) -> None:
-        """Calls that are not for leased workers: of other machines, or programs by name."""
-        for item in items:
-            if item.task.name:
-                self._not_exported[item.task.name] = time.monotonic() + EXPORT_FRESH_S
-        self._channel.send(items)
+        return None if self._lessee is None else self._lessee.crew_for(task)
 
     def publish(self, function: Callable[..., Any], *, name: str = "") -> int:
         """Let a function be called by name on every node, until `unpublish`; returns its version.
@@ -370,8 +350,8 @@ class CpuClient(Executor):
 
     def stats(self) -> dict[str, Any]:
         """Calls of this client without outcome."""
-        crew = {} if self._crew is None else self._crew.stats()
-        return {"outstanding": len(self._book.open), "shut": self._shut, **crew}
+        leased = {} if self._lessee is None else self._lessee.stats()
+        return {"outstanding": len(self._book.open), "shut": self._shut, **leased}
 
     def _check_open(self) -> None:
         if self._shut:

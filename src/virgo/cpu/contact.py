@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 
 import hiredis
@@ -37,6 +38,7 @@ class Contact:
         self._own = own
         self._key = os.urandom(16).hex()
         self._control: Connection | None = None
+        self._meeting = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Contact {self._client.address} {'open' if self._control else 'closed'}>"
@@ -53,6 +55,11 @@ class Contact:
 
     def introduce(self) -> None:
         """Let the node know us; it takes seconds if that is stopped. Raises NotRunning, NodeLost, Busy."""
+        with self._meeting:
+            if not self.known:
+                self._introduce()
+
+    def _introduce(self) -> None:
         if self._control is not None:  # the node has been started anew
             self._control.close()
             self._control = None

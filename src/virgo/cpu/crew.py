@@ -145,12 +145,14 @@ class Crew:
 
     def cancel(self, items: list[Item], *, running: bool) -> None:
         """End calls, unless `running` those that do not run; returns when they have ended."""
-        if self.pid != os.getpid():
-            return
         ended = threading.Event()
-        self._tell(lambda: self._ends.cancel(items, ended, running=running))
+        self.end(items, running=running, ended=ended.set)
         if threading.current_thread() is not self._thread:  # it cannot wait for itself
             ended.wait()
+
+    def end(self, items: list[Item], *, running: bool, ended: Callable[[], None]) -> None:
+        """The same without waiting: `ended` is called then, by another thread."""
+        self._tell(lambda: self._ends.cancel(items, ended, running=running))
 
     def close(self) -> None:
         """Give all workers back, once they have ended what they are at; nothing more may come."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -66,7 +65,7 @@ class Ends:
 
     # --- cancelling ---------------------------------------------------------------------------
 
-    def cancel(self, items: Iterable[Item], ended: threading.Event, *, running: bool) -> None:
+    def cancel(self, items: Iterable[Item], ended: Callable[[], None], *, running: bool) -> None:
         """End calls, unless `running` those that do not run, and say when they have ended."""
         bench = self._bench
         wanted = {item for item in items if item.open and not item.key}
@@ -77,14 +76,14 @@ class Ends:
         lanes = [lane for lane, held in at.items() if held and self._is_at(lane, held)]
         left = len(lanes)
         if not left or not running:
-            ended.set()
+            ended()
             return
 
         def stopped() -> None:
             nonlocal left
             left -= 1
             if not left:
-                ended.set()
+                ended()
 
         for lane in lanes:
             self._stop(lane, "", stopped)

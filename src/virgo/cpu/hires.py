@@ -111,7 +111,9 @@ class Hires:
 
         def go_on() -> None:
             self._meeting.discard(node)
-            if refusal is not None:
+            if refusal is not None and name:  # it was named to us, but cannot be reached from here
+                self._send_elsewhere(node, 1)
+            elif refusal is not None:
                 self._refuse(node, refusal)
             elif not self._bench.closed:
                 self._ask(contact, node, near=near, name=name)
@@ -148,7 +150,11 @@ class Hires:
             if contact is None:
                 contact = self._contacts[path] = Contact(Client(Address(path=path)), own=True)
             self._ask(contact, node, near=True, name=name)
-            return
+        else:
+            self._send_elsewhere(node, places)
+
+    def _send_elsewhere(self, node: str, places: int) -> None:
+        """Have calls run through the node: so many, or all that must run on one."""
         queue = self._bench.queues[node]
         count = len(queue) if node else places
         moved = [queue.popleft() for _ in range(min(count, len(queue)))]
