@@ -294,6 +294,11 @@ COLLECT_GRACE_S: Final = 30.0
 APART_BYTES_MIN: Final = 256 * KiB
 # ... unless so many of them are open already, for each takes a descriptor.
 APART_SEGMENTS_MAX: Final = 256
+# Of shared memory that is not used any more a process keeps so many pieces for what it sends next, since to
+# have the kernel make pages takes longer than to fill them ...
+APART_SPARE_MAX: Final = 3
+# ... of so many bytes together, for so long as it is at work.
+APART_SPARE_BYTES_MAX: Final = 512 * MiB
 # Outcomes that a leased worker lays down before it sends them, for its client to see whatever happens ...
 LEASE_OUTCOMES_BYTES: Final = 64 * KiB
 # ... and how long it keeps them back for others to go along.

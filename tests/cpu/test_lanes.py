@@ -19,6 +19,7 @@ import pytest
 
 from virgo.context import Identity
 from virgo.cpu import messages, slate
+from virgo.cpu.apart import take_spare
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.client import arguments_of, task_of
 from virgo.cpu.lane import Lane, LaneOver
@@ -26,6 +27,7 @@ from virgo.cpu.messages import Outcome, Terms
 from virgo.cpu.slate import WANTED, Slate
 from virgo.cpu.worker import Worker
 from virgo.errors import VirgoError
+from virgo.limits import APART_SPARE_MAX
 
 
 class Basket:
@@ -313,12 +315,72 @@ def test_arrays_lie_apart_and_are_each_ones_own() -> None:
         before = len(list(Path("/proc/self/fd").iterdir()))
         worker.lane.push(basket.items(negate, [(array,) for array in arrays]))
         worker.receive(lambda: not worker.lane.flying)
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3 * APART_SPARE_MAX
         for number, (array, small, head) in basket.results().items():
             assert numpy.array_equal(array, -arrays[number]) and small == "small"
             assert head.tolist() == (-arrays[number][:3]).tolist()
             array[0] = 1.0  # it may be written to
         assert arrays[3][0] == 3.0
+
+
+def test_memory_that_is_filled_again_is_nobodys() -> None:
+    """Arrays that a function keeps, and results that are kept here, stay as they are."""
+    basket, kept = Basket(), {}
+    arrays = [numpy.full(100_000, float(number)) for number in range(40)]
+    store: list[Any] = []
+
+    def keep(array: Any, number: int) -> Any:
+        if number % 3 == 0:
+            store.append(array)
+        return array + 0.5 if number % 2 else [float(one[-1]) for one in store]
+
+    with hired() as worker:
+        for number, array in enumerate(arrays):
+            worker.lane.push(basket.items(keep, [(array, number)], number))
+            worker.receive(lambda: not worker.lane.flying)
+            result = messages.as_result(basket.outcomes.pop(number), trusted=True)
+            if number % 2 == 0:
+                assert result == [float(one) for one in range(0, number + 1, 3)]
+            elif number % 5 == 0:
+                kept[number] = result
+            else:
+                assert (result == number + 0.5).all()
+        assert all((array == number + 0.5).all() for number, array in kept.items())
+
+
+def test_memory_comes_back_after_a_call() -> None:
+    """What an argument lay in is the client's to fill again, once the worker does not use it any more."""
+    basket = Basket()
+    take_spare()
+    with hired() as worker:
+        worker.lane.push(basket.items(numpy.sum, [(numpy.ones(100_000),)]))
+        found: list[Any] = []
+
+        def spared() -> bool:
+            found.extend(take_spare())
+            return bool(found)
+
+        worker.receive(spared)
+    assert basket.results() == {0: 100_000.0}
+    assert len(found) == 1 and os.fstat(found[0].descriptor).st_size == 800_000
+
+
+def test_arguments_that_were_not_used_are_sent_again_unchanged() -> None:
+    """A worker that does not know the function gives no memory back that is needed once more."""
+    basket = Basket()
+    first, second = numpy.full(100_000, 1.0), numpy.full(100_000, 2.0)
+    with hired() as worker:
+        (item,) = basket.items(numpy.sum, [(first,)])
+        worker.lane._known.add(item.task.digest)
+        worker.lane.push([item])
+        odd = worker.receive(lambda: not worker.lane.flying)
+        assert [outcome for _, outcome in odd] == [messages.UNKNOWN]
+        worker.lane.push(basket.items(numpy.mean, [(second,)], 1))
+        worker.receive(lambda: not worker.lane.flying)
+        worker.lane.forget(item.task)
+        worker.lane.push([item])
+        worker.receive(lambda: not worker.lane.flying)
+    assert basket.results() == {0: 100_000.0, 1: 2.0}
 
 
 def test_large_values_pass_both_ways() -> None:

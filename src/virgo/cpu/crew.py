@@ -22,7 +22,7 @@ from functools import partial
 from typing import Final
 
 from virgo.cpu import messages
-from virgo.cpu.apart import Apart
+from virgo.cpu.apart import Apart, take_spare
 from virgo.cpu.bench import Bench, batch, errand
 from virgo.cpu.calls import Book, Direct, Item, Task
 from virgo.cpu.ends import Ends, late
@@ -235,6 +235,7 @@ class Crew:
             elif self._bench.closed or now - quiet_since > _IDLE_S:
                 if self._bench.closed:
                     self._close()
+                take_spare()  # what was kept for the next call is not worth its memory
                 self._thread = None
                 if not self._at_work() or self._is_replaced():
                     return

@@ -21,7 +21,7 @@ import hiredis
 import msgspec
 
 from virgo.cpu import messages
-from virgo.cpu.apart import APART, Apart, Received, Segment
+from virgo.cpu.apart import APART, GIFT, Apart, Received, Segment, spare
 from virgo.cpu.calls import Item, Task
 from virgo.cpu.messages import Outcome
 from virgo.cpu.slate import BEGUN, LET_GO, TAKEN_FROM, TAKEN_TO, UNSENT, UNSENT_FIRST, Slate
@@ -217,6 +217,9 @@ class Lane:
             self._reader.feed(data)
             outcomes, gets = [], self._reader.gets
             while (outcome := gets()) is not False:
+                if outcome == GIFT:
+                    spare(Segment(self._descriptors.popleft()))
+                    continue
                 if outcome[:1] == APART:
                     outcome = Received(outcome, self._descriptors.popleft())
                 outcomes.append(outcome)

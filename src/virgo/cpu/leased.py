@@ -26,7 +26,7 @@ import msgspec
 from virgo import context as contexts
 from virgo.context import Context
 from virgo.cpu import messages, slate
-from virgo.cpu.apart import APART, Apart, Received, Segment
+from virgo.cpu.apart import APART, GIFT, Apart, Received, Segment, spare, take_spare
 from virgo.cpu.messages import Failure, Parcel, Sent, Terms, failed
 from virgo.cpu.slate import (
     BEGUN,
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from virgo.cpu.worker import Worker
 
 _RECEIVE_BYTES: Final = 256 * 1024
+_GIFT: Final = b"$%d\r\n%b\r\n" % (len(GIFT), GIFT)
+_REST_MS: Final = 1000
 _EXTRA_BYTES: Final = socket.CMSG_SPACE(4)
 _FLUSH_BYTES: Final = LEASE_OUTCOMES_BYTES // 2
 _FLUSH_NS: Final = int(LEASE_OUTCOMES_S * 1e9)
@@ -77,6 +79,7 @@ class Leased:
         self._laid = self._sent = 0  # bytes of outcomes laid down, and of these sent
         self._label = ""
         self._gone = False  # the client is
+        self._fills = False  # results fill segments
         self._descriptors: deque[int] = deque()  # that have come, for calls to come
         self._soon = False
         self._parcel = Parcel("pickle", "")
@@ -144,7 +147,10 @@ class Leased:
                         break
             words[SINCE_NS] = time.monotonic_ns()
             words[RESTING] = 1
-            ready = dict(self._poll.poll())
+            ready = dict(self._poll.poll(_REST_MS))
+            if not ready:
+                take_spare()  # what was kept for the next call is not worth its memory
+                ready = dict(self._poll.poll())
             words[RESTING] = 0
             if words[WANTED] or self._orders.fileno() in ready:
                 return b""
@@ -188,9 +194,13 @@ class Leased:
                 outcome = run(arguments)
                 if worker.forked:
                     worker.leave()
+            apart = type(arguments) is not bytes
             parcel[position] = b""  # large ones are not kept while the others run
             del arguments
             self._lay(outcome)
+            if apart:
+                self._give_back(ran=len(outcome) > 1)
+                del outcome
             self._next = number + 1
             now = clock()
             if now > flush_at_ns or self._laid > _FLUSH_BYTES:
@@ -228,6 +238,7 @@ class Leased:
     def _lay(self, outcome: Sent) -> None:
         """Lay an outcome down; send it at once if it is too long for that, or a descriptor goes with it."""
         if isinstance(outcome, Apart):
+            self._fills = True
             self._flush()
             frame = b"$%d\r\n%b\r\n" % (len(outcome), outcome.data)
             self._send(memoryview(frame), give_up=False, segment=outcome.segment)
@@ -249,6 +260,18 @@ class Leased:
         for part in (b"$%d\r\n" % size, outcome, b"\r\n"):
             self._send(memoryview(part), give_up=False)
         self._words[UNSENT_FIRST] = self._next + 1
+
+    def _give_back(self, *, ran: bool) -> None:
+        """Give segments back that came with calls, unless they are still used, or results fill them again.
+
+        If the call was not run its client sends the very segment again, so it is not free.
+        """
+        free = take_spare() if ran else []
+        for segment in free[1:] if self._fills else free:
+            self._flush()
+            self._send(memoryview(_GIFT), give_up=False, segment=segment)
+        if self._fills and free:
+            spare(free[0])
 
     def _flush(self) -> None:
         """Send what is laid down; what cannot be sent stays there for the client to find."""
