@@ -98,6 +98,16 @@ def test_a_node_full_of_others_calls_still_takes_one_of_each():
     assert seats.room(2) == 0
 
 
+def test_clients_that_were_sent_to_a_node_count_until_it_says_so_itself():
+    """Until its next figures come nobody sends it as many again."""
+    seats = Seats()
+    seats.seen(Load(outstanding=0))
+    seats.moved = 2
+    assert (seats.calls, seats.room(2), seats.room(4)) == (2, 1, 2)
+    seats.seen(Load(outstanding=1))
+    assert (seats.calls, seats.room(2), seats.room(4)) == (1, 1, 3)
+
+
 # --- the ledger -----------------------------------------------------------------------------
 
 
@@ -163,6 +173,48 @@ def test_a_dead_worker_is_replaced_only_if_there_is_work():
     assert ledger.gone(1) == [Fork(2)]
     assert ledger.ready(2) == [Start(2, 2)]
     assert ledger.gone(2) == []
+
+
+def leased(target: int, *crews: bytes) -> Ledger:
+    """A ledger whose workers are leased by these clients, one each."""
+    ledger = Ledger(target=target)
+    ledger.warm(target)
+    for worker in range(1, target + 1):
+        ledger.ready(worker)
+    for call, crew in enumerate(crews, 1):
+        ledger.submit(call, crew=crew)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("crews", "asking", "idle", "turn", "expected"),
+    [
+        ((b"a", b"a"), b"b", {1}, False, 1),  # an idle one, whosever it is ...
+        ((b"a", b"a"), b"a", {1}, False, None),  # ... but one's own
+        ((b"a", b"a"), b"b", set(), False, 2),  # who has most gives, the last first
+        ((b"a", b"b"), b"c", set(), False, None),  # with one each there are turns:
+        ((b"a", b"b"), b"c", set(), True, 1),  # the longest held
+        ((b"a", b"b"), b"a", set(), True, None),  # nobody's turn comes while he has one
+        ((b"a", b"a", b"a", b"b"), b"b", set(), False, 3),
+        ((b"a", b"a", b"b", b"b"), b"a", set(), True, None),
+        ((b"a", b"a"), b"", set(), False, 2),  # a single call is a client too
+        ((b"a",), b"", set(), True, 1),
+        ((), b"a", set(), True, None),
+    ],
+)
+def test_leases_are_shared_among_clients(crews, asking, idle, turn, expected):
+    """Who waits gets an idle worker, or one of who has most, or one when his turn comes."""
+    assert leased(4, *crews).victim(asking, idle, turn=turn) == expected
+
+
+def test_one_lease_is_recalled_at_a_time():
+    """While one is on its way, no further is asked back; then the next may be."""
+    ledger = leased(2, b"a", b"a")
+    first = ledger.victim(b"b", set(), turn=False)
+    ledger.recall(first)
+    assert ledger.victim(b"b", set(), turn=True) is None
+    ledger.done(ledger.worker_of(first))
+    assert ledger.victim(b"b", set(), turn=True) == 1
 
 
 class LedgerMachine(RuleBasedStateMachine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -14,7 +15,7 @@ from virgo.cpu import messages
 from virgo.cpu.lane import Lane
 from virgo.cpu.messages import Options
 from virgo.cpu.slate import Slate
-from virgo.errors import Cancelled, DeadlineExceeded, Denied, NodeLost, NotLoaded, NotRunning, VirgoError
+from virgo.errors import Cancelled, DeadlineExceeded, Denied, NodeLost, NotLoaded, VirgoError
 from virgo.limits import CALL_TERMINATE_S, LIFE_ANSWER_S, LIFE_LOOK_S, REQUEST_DEADLINE_S
 from virgo.wire.address import Address
 from virgo.wire.call import Call
@@ -79,14 +80,16 @@ class Contact:
     def hire(self, *, node: str, extra: bool, near: bool) -> Hire:
         """Ask for a worker; the answer comes on the connection. Raises NotRunning, NodeLost, Busy."""
         options = Options(label="lease", node=node, extra=extra, near=near, crew=self._key.encode())
-        connection = socket.socket(socket.AF_UNIX)
+        connection: socket.socket | None = None
         try:
+            connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(LIFE_LOOK_S)
             connection.connect(self.address.path)
             connection.sendall(pack(("CPU.LEASE", messages.encode_options(options))))
             connection.setblocking(False)
         except OSError as error:
-            connection.close()
+            if connection is not None:
+                connection.close()
             raise not_connected(self.address, error) from error
         return Hire(self, connection, node=node, near=near)
 
@@ -101,7 +104,7 @@ class Contact:
             self._client.run(
                 Call(("CPU.LEASE.STOP", self._key, lease), bool, CALL_TERMINATE_S + REQUEST_DEADLINE_S)
             )
-        except (NodeLost, NotRunning, Denied):
+        except VirgoError:  # it is dead with its node, or nobody can tell
             return
 
     def end(self, lease: int) -> bytes:
@@ -136,6 +139,7 @@ class Hire:
         contact: whom.
         node: name of the node that it must be of, "" for any.
         near: whether it must be on this machine.
+        patience_s: for how long to wait before it is asked for otherwise.
         since, asked: when it was asked for, and when it was looked whether the node lives, in monotonic time.
     """
 
@@ -143,6 +147,7 @@ class Hire:
         self.contact = contact
         self.node = node
         self.near = near
+        self.patience_s = math.inf
         self.since = self.asked = time.monotonic()
         self._connection = connection
         self._reader = hiredis.Reader()
@@ -175,8 +180,11 @@ class Hire:
         if answer is False:
             return None
         if isinstance(answer, bytes) and self._descriptors:
-            lease, node, _pid = msgspec.msgpack.decode(answer)
-            lane = Lane(self._connection, Slate(self._descriptors[0]), lease, node)
+            try:
+                lease, node, _pid = msgspec.msgpack.decode(answer)
+                lane = Lane(self._connection, Slate(self._descriptors[0]), lease, node)
+            except (OSError, ValueError, msgspec.DecodeError) as error:
+                raise self._lost() from error
             os.close(self._descriptors.pop())
             return lane
         if isinstance(answer, list):

@@ -148,7 +148,8 @@ class Crew:
         ended = threading.Event()
         self.end(items, running=running, ended=ended.set)
         if threading.current_thread() is not self._thread:  # it cannot wait for itself
-            ended.wait()
+            while not ended.wait(_IDLE_S) and self._is_alive():
+                continue
 
     def end(self, items: list[Item], *, running: bool, ended: Callable[[], None]) -> None:
         """The same without waiting: `ended` is called then, by another thread."""
@@ -205,6 +206,10 @@ class Crew:
         elif self._thread is None:
             self._start()
 
+    def _is_alive(self) -> bool:
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
     def _start(self) -> None:
         with self._starting:
             if self._thread is None:
@@ -218,6 +223,7 @@ class Crew:
             self._serve()
         except BaseException as error:
             defect = InternalFault(f"the thread of leased workers has failed: {error!r}")
+            self._thread = None
             for item in list(self._bench.book.open):
                 item.fail(defect)
             raise

@@ -15,12 +15,14 @@ from virgo.errors import NodeLost, NotRunning, VirgoError
 from virgo.limits import (
     LEASE_AWAY_S,
     LEASE_LOOK_S,
+    LEASE_TURN_S,
     LEASE_WORTH_S,
     LEASES_MAX,
     LIFE_QUIET_S,
 )
 from virgo.wire.address import Address
 from virgo.wire.client import Client
+from virgo.wire.pool import not_connected
 
 _AGAIN_S: Final = 0.05  # after a node refused a worker
 
@@ -75,7 +77,8 @@ class Hires:
     def look(self, now: float) -> None:
         """What is due: drop what is not needed or too narrow, ask whether a silent node lives."""
         for node, hire in list(self._open.items()):
-            if now - hire.since > LEASE_LOOK_S and (hire.near or not self._bench.queues.get(node)):
+            needed = bool(self._bench.queues.get(node))
+            if now - hire.since > (hire.patience_s if needed else LEASE_LOOK_S):
                 self._drop(node)
             elif now - hire.asked > LIFE_QUIET_S:
                 hire.asked = now
@@ -98,6 +101,10 @@ class Hires:
         except VirgoError as error:
             self._refuse(node, error)
             return
+        if near:
+            hire.patience_s = LEASE_LOOK_S
+        elif name:  # meanwhile another one may have become free
+            hire.patience_s = LEASE_TURN_S
         self._open[node] = hire
         self._bench.epoll.register(hire.fileno(), select.EPOLLIN)
 
@@ -108,6 +115,8 @@ class Hires:
             contact.introduce()
         except VirgoError as error:
             refusal = error
+        except OSError as error:
+            refusal = not_connected(contact.address, error)
 
         def go_on() -> None:
             self._meeting.discard(node)
@@ -149,7 +158,7 @@ class Hires:
             contact = self._contacts.get(path)
             if contact is None:
                 contact = self._contacts[path] = Contact(Client(Address(path=path)), own=True)
-            self._ask(contact, node, near=True, name=name)
+            self._ask(contact, node, near=False, name=name)
         else:
             self._send_elsewhere(node, places)
 
