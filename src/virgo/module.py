@@ -58,6 +58,9 @@ class NodeServices(Protocol):
             VirgoError: what the other node answered.
         """
 
+    def announce(self) -> None:
+        """This node's load is not what the others know any more: tell them soon, not with the next beat."""
+
     def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         """Run a task owned by the calling module; its failure restarts the module."""
 

@@ -26,7 +26,7 @@ from virgo.cpu.lane import Lane, LaneOver
 from virgo.cpu.messages import Outcome, Terms
 from virgo.cpu.slate import WANTED, Slate
 from virgo.cpu.worker import Worker
-from virgo.errors import VirgoError
+from virgo.errors import Denied, VirgoError
 from virgo.limits import APART_SPARE_MAX
 
 
@@ -290,7 +290,8 @@ def test_a_client_without_the_role_cannot_send_functions() -> None:
         worker.lane.push(basket.items(double, [(1,)]))
         worker.receive(lambda: not worker.lane.flying)
     (outcome,) = basket.outcomes.values()
-    assert isinstance(outcome, bytes) and messages.as_error(outcome).cause == "denied"
+    with pytest.raises(Denied, match="exec"):
+        messages.as_result(outcome, trusted=True)
 
 
 def test_nonsense_ends_the_lease_and_not_the_worker() -> None:

@@ -20,8 +20,10 @@ import pytest
 import redis
 from tests.conftest import RunningCloud, a_cloud
 
+from virgo import context as contexts
 from virgo.cloud import Cloud
-from virgo.errors import CallFailed, Cancelled, NodeLost
+from virgo.context import Context, Identity
+from virgo.errors import CallFailed, Denied, NodeLost, NotRunning
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -167,8 +169,69 @@ def test_leases_end_with_their_client(running: RunningCloud) -> None:
     until(future.running)
     assert cpu(running)["leases"] >= 1
     client.close()
-    assert isinstance(future.exception(0) if not future.cancelled() else Cancelled(), Cancelled)
+    assert future.cancelled()
     until(lambda: cpu(running)["leases"] == 0, 5)
+
+
+def who() -> tuple[str, str]:
+    current = contexts.current()
+    assert current is not None
+    return current.identity.name, str(os.getpid())
+
+
+def on_behalf(name: str, *roles: str) -> Context:
+    return Context(id=contexts.new_id(), identity=Identity(name, frozenset(roles)))
+
+
+def test_calls_run_for_whom_they_are_made(cloud: Cloud) -> None:
+    """Those of several identities beside each other too, each with workers of its own."""
+    waiting = cloud.cpu.submit(time.sleep, 60)
+    with contexts.using(on_behalf("alice", "write", "exec")):
+        assert cloud.cpu.clone(who)[0] == "alice"
+        late = cloud.cpu.submit_to(who, timeout=30.0)
+    with contexts.using(on_behalf("bob", "read", "write")), pytest.raises(Denied, match="exec"):
+        cloud.cpu.clone(who)
+    assert late.result(20)[0] == "alice"
+    until(waiting.running)
+    assert waiting.cancel() or waiting.cancelled()
+    assert cloud.cpu.clone(who)[0] == f"uid:{os.getuid()}"
+
+
+def test_a_client_has_one_crew_however_many_threads_begin(running: RunningCloud) -> None:
+    """One that was made twice would hold workers that nobody uses, and give none of them back."""
+    for _ in range(10):
+        with running.connect() as client:
+            begin = threading.Barrier(16)
+
+            def first(client: Cloud = client, begin: threading.Barrier = begin) -> int:
+                begin.wait()
+                return int(client.cpu.submit(double, 4).result(20))
+
+            with cf.ThreadPoolExecutor(16) as threads:
+                assert [each.result() for each in [threads.submit(first) for _ in range(16)]] == [8] * 16
+            assert cpu(running)["lessees"] == 1
+        until(lambda: cpu(running)["lessees"] == 0, 5)
+
+
+def test_a_client_that_was_closed_leases_no_more(running: RunningCloud) -> None:
+    """A call of it is refused, as any other request."""
+    client = running.connect()
+    assert client.cpu.clone(double, 1) == 2
+    client.close()
+    with pytest.raises(NotRunning, match="closed"):
+        client.cpu.clone(double, 2)
+
+
+def test_a_function_whose_loading_raises_key_error_says_so(cloud: Cloud) -> None:
+    """It is not taken for a name that is not exported."""
+
+    class Odd:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return dict.pop, ({}, "absent")
+
+    odd = Odd()
+    with pytest.raises(CallFailed, match=r"cannot be loaded.*KeyError.*absent"):
+        cloud.cpu.clone(lambda: odd)
 
 
 def test_a_client_killed_with_many_calls_leaves_nothing(running: RunningCloud, tmp_path: Path) -> None:
@@ -244,7 +307,7 @@ def test_cancelling_one_of_many_leaves_the_others(cloud: Cloud, tmp_path: Path) 
     assert noted(path) == Counter(number for number in range(200) if number != 150)
 
 
-def test_a_cloud_left_alone_gives_its_workers_back(running: RunningCloud, monkeypatch: Any) -> None:
+def test_a_cloud_left_alone_gives_its_workers_back(running: RunningCloud) -> None:
     """Without anybody waiting the node takes a lease back that has not been used for ten seconds."""
     with running.connect() as client:
         client.cpu.clone(double, 1)

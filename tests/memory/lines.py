@@ -47,10 +47,13 @@ class Talk:
         return self.ask(*chunks, _FILL)
 
     def until(self, end: bytes) -> bytes:
-        """What comes, up to an end; or until the other side closes."""
+        """What comes, up to an end; or until the other side closes. Raises AssertionError after 20 s."""
         found = bytearray()
         while not found.endswith(end):
-            data = self.socket.recv(1 << 20)
+            try:
+                data = self.socket.recv(1 << 20)
+            except TimeoutError:
+                raise AssertionError(f"waiting for {end!r}, only {bytes(found)!r:.500} came") from None
             if not data:
                 break
             found += data

@@ -12,6 +12,7 @@ import pytest
 from virgo.cloud import Cloud
 from virgo.errors import BadArgument, TooLarge, UnknownId, WrongType
 from virgo.memory import arrays
+from virgo.memory.keyspace import slot_of
 from virgo.memory.region import Region
 
 if TYPE_CHECKING:
@@ -59,20 +60,24 @@ def test_a_version_is_a_number(cloud: Cloud, version: Any) -> None:
 
 
 def test_a_value_beyond_the_limit_is_refused_at_every_door(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    cloud3: RunningCloud, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is brought down for the test in this process, where the mapped writes are made."""
     monkeypatch.setattr("virgo.memory.batch.MEMORY_VALUE_BYTES_MAX", 1000)
     cloud.memory["limit"] = bytes(1000)
-    for write in (
-        lambda value: cloud.memory.set("limit", value),
-        lambda value: cloud.memory.set("limit", value, ttl_s=5),
-        lambda value: cloud.memory.set_many({"limit": value}),
-        lambda value: cloud.memory.append("limit", b"x"),
-    ):
-        with pytest.raises(TooLarge):
-            write(bytes(1001))
-        assert cloud.memory["limit"] == bytes(1000)
+    slots = cloud.client.execute("MEMORY.SLOTS")
+    place = 2 * slot_of(b"limit")
+    with cloud3.connect(f"n{int.from_bytes(slots[place : place + 2], 'little')}") as near:  # who has it
+        memory = near.memory
+        for write in (
+            lambda value: memory.set("limit", value),
+            lambda value: memory.set("limit", value, ttl_s=5),
+            lambda value: memory.set_many({"limit": value}),
+            lambda value: memory.append("limit", b"x"),
+        ):
+            with pytest.raises(TooLarge):
+                write(bytes(1001))
+            assert memory["limit"] == bytes(1000)
 
 
 def test_ids_that_lead_nowhere_are_unknown_to_every_call(cloud: Cloud) -> None:

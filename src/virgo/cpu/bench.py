@@ -93,6 +93,12 @@ class Bench:
             self.took_s.clear()
         self.took_s[key] = took_s if known is None else 0.7 * known + 0.3 * took_s
 
+    def let_go(self) -> None:
+        """Give the idle workers back; for any thread."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self.idle.pop().close()
+
     # --- which worker, which calls ------------------------------------------------------------
 
     def room(self, task: Task, waiting: int) -> tuple[Lane | None, int]:
@@ -106,7 +112,7 @@ class Bench:
                 if not task.node or lane.node == task.node:
                     return lane, min(ahead, share)
                 self.idle.append(lane)
-        for lane in self.busy.values():
+        for lane in list(self.busy.values()):  # any thread may add one meanwhile
             room = ahead - lane.flying
             able = not (lane.slow or lane.stopping or lane.sending or (task.node and lane.node != task.node))
             if able and room > ahead // 2 and lane.bytes < LEASE_AHEAD_BYTES_MAX:

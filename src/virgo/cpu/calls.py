@@ -195,7 +195,7 @@ class Direct:
     """A sink for a caller who waits for one call himself.
 
     Attributes:
-        outcome: what came.
+        outcome, error: what came.
     """
 
     __slots__ = ("error", "outcome")

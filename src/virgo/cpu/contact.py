@@ -7,10 +7,14 @@ import os
 import socket
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import hiredis
 import msgspec
 
+from virgo import context as contexts
+from virgo.context import Context, Identity
 from virgo.cpu import messages
 from virgo.cpu.lane import Lane
 from virgo.cpu.messages import Options
@@ -18,11 +22,12 @@ from virgo.cpu.slate import Slate
 from virgo.errors import Cancelled, DeadlineExceeded, Denied, NodeLost, NotLoaded, VirgoError
 from virgo.limits import CALL_TERMINATE_S, LIFE_ANSWER_S, LIFE_LOOK_S, REQUEST_DEADLINE_S
 from virgo.wire.address import Address
-from virgo.wire.call import Call
+from virgo.wire.call import Argument, Call
 from virgo.wire.client import Client
 from virgo.wire.connection import Connection
 from virgo.wire.pool import failure, not_connected, pack
 
+T = TypeVar("T")
 _WELCOME_BYTES = 64 * 1024
 
 
@@ -31,12 +36,14 @@ class Contact:
 
     Args:
         client: connections to it.
-        own: whether they are of this contact alone, to be closed with it.
+        identity: for whom workers are leased, None for who the connections are.
+        own: whether the connections are of this contact alone, to be closed with it.
     """
 
-    def __init__(self, client: Client, *, own: bool = False) -> None:
+    def __init__(self, client: Client, identity: Identity | None, *, own: bool = False) -> None:
         self._client = client
         self._own = own
+        self._identity = identity
         self._key = os.urandom(16).hex()
         self._control: Connection | None = None
         self._meeting = threading.Lock()
@@ -66,16 +73,31 @@ class Contact:
             self._control = None
         control = Connection(self.address)
         try:
-            control.send(pack(("CPU.CREW", self._key)), LIFE_ANSWER_S)
+            control.send(self._packed("CPU.CREW", self._key), LIFE_ANSWER_S)
             refusal = failure(control.receive(LIFE_ANSWER_S))
             if refusal is not None:
                 raise refusal
-        except DeadlineExceeded as error:
-            raise NodeLost(f"the node at {self.address} does not answer") from error
-        except BaseException:
+        except BaseException as error:
             control.close()
+            if isinstance(error, DeadlineExceeded):
+                raise NodeLost(f"the node at {self.address} does not answer") from error
             raise
         self._control = control
+
+    def _on_behalf(self) -> AbstractContextManager[None]:
+        """A context without the deadline of the call that asks: the lease will be for others too."""
+        if self._identity is None:
+            return nullcontext()
+        asking = contexts.current()
+        return contexts.using(Context(id="" if asking is None else asking.id, identity=self._identity))
+
+    def _packed(self, *request: Argument) -> bytes:
+        with self._on_behalf():
+            return pack(request)
+
+    def _run(self, call: Call[T]) -> T:
+        with self._on_behalf():
+            return self._client.run(call)
 
     def hire(self, *, node: str, extra: bool, near: bool) -> Hire:
         """Ask for a worker; the answer comes on the connection. Raises NotRunning, NodeLost, Busy."""
@@ -85,13 +107,13 @@ class Contact:
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(LIFE_LOOK_S)
             connection.connect(self.address.path)
-            connection.sendall(pack(("CPU.LEASE", messages.encode_options(options))))
+            connection.sendall(self._packed("CPU.LEASE", messages.encode_options(options)))
             connection.setblocking(False)
         except OSError as error:
             if connection is not None:
                 connection.close()
             raise not_connected(self.address, error) from error
-        return Hire(self, connection, node=node, near=near)
+        return Hire(self, connection)
 
     def ping(self) -> None:
         """Return if the node lives. Raises NodeLost, NotRunning."""
@@ -101,9 +123,7 @@ class Contact:
         """Stop a leased worker; returns when it is dead, as a worker of a dead node is."""
         try:
             self._check_there()
-            self._client.run(
-                Call(("CPU.LEASE.STOP", self._key, lease), bool, CALL_TERMINATE_S + REQUEST_DEADLINE_S)
-            )
+            self._run(Call(("CPU.LEASE.STOP", self._key, lease), bool, CALL_TERMINATE_S + REQUEST_DEADLINE_S))
         except VirgoError:  # it is dead with its node, or nobody can tell
             return
 
@@ -111,7 +131,7 @@ class Contact:
         """How a leased worker ended, as an outcome. Raises VirgoError; NodeLost if it ended with its node."""
         self._check_there()
         try:
-            return self._client.run(Call(("CPU.LEASE.END", self._key, lease), bytes))
+            return self._run(Call(("CPU.LEASE.END", self._key, lease), bytes))
         except Denied:  # by the one that was started in its place
             self._check_there()
             raise
@@ -137,16 +157,12 @@ class Hire:
 
     Attributes:
         contact: whom.
-        node: name of the node that it must be of, "" for any.
-        near: whether it must be on this machine.
         patience_s: for how long to wait before it is asked for otherwise.
         since, asked: when it was asked for, and when it was looked whether the node lives, in monotonic time.
     """
 
-    def __init__(self, contact: Contact, connection: socket.socket, *, node: str, near: bool) -> None:
+    def __init__(self, contact: Contact, connection: socket.socket) -> None:
         self.contact = contact
-        self.node = node
-        self.near = near
         self.patience_s = math.inf
         self.since = self.asked = time.monotonic()
         self._connection = connection

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from virgo.context import Identity
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart, take_spare
 from virgo.cpu.bench import Bench, batch, errand
@@ -48,12 +49,19 @@ class Crew:
         client: connections to the node.
         book: the calls of the client.
         elsewhere: takes calls that are not for workers of this machine.
+        identity: on whose behalf all calls are, None for who the connections are.
     """
 
-    def __init__(self, client: Client, book: Book, elsewhere: Callable[[list[Item]], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        book: Book,
+        elsewhere: Callable[[list[Item]], None],
+        identity: Identity | None = None,
+    ) -> None:
         self.pid = os.getpid()
         self._bench = Bench(book, elsewhere, self._tell)
-        self._hires = Hires(self._bench, client)
+        self._hires = Hires(self._bench, client, identity)
         self._ends = Ends(self._bench)
         self._told: deque[Callable[[], None]] = deque()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -73,6 +81,11 @@ class Crew:
     def stats(self) -> dict[str, int]:
         """Leased workers, and calls that wait for one."""
         return {"leases": len(self._bench.lanes), "waiting": self._bench.waiting}
+
+    @property
+    def busy(self) -> bool:
+        """Whether calls wait, or are run, as far as can be told from outside."""
+        return self._at_work() or len(self._bench.idle) < len(self._bench.lanes)
 
     # --- for any thread -----------------------------------------------------------------------
 
@@ -166,11 +179,10 @@ class Crew:
             thread.join(CALL_TERMINATE_S)
 
     def _give_back(self, lane: Lane) -> None:
-        if self._bench.closed:
-            lane.close()
-            return
         self._bench.idle.append(lane)
-        if self._bench.waiting:
+        if self._bench.closed:
+            self._bench.let_go()
+        elif self._bench.waiting:
             self._news = True
             self._ring()
 
@@ -239,11 +251,12 @@ class Crew:
             if self._at_work():
                 quiet_since = now
             elif self._bench.closed or now - quiet_since > _IDLE_S:
-                if self._bench.closed:
+                closed = self._bench.closed
+                if closed:
                     self._close()
                 take_spare()  # what was kept for the next call is not worth its memory
                 self._thread = None
-                if not self._at_work() or self._is_replaced():
+                if not (self._at_work() or self._bench.closed != closed) or self._is_replaced():
                     return
             if self._bench.busy and now - self._rung_at < _BURST_S:
                 limit_s = _BURST_S / 2
@@ -355,6 +368,5 @@ class Crew:
             self._give_back(lane)
 
     def _close(self) -> None:
-        while self._bench.idle:
-            self._bench.idle.pop().close()
+        self._bench.let_go()
         self._hires.close()

@@ -124,6 +124,7 @@ class Dispatcher:
             if number != self._services.number:
                 self.seating.leave(number, moved=True)
                 return number, b""
+            self.seating.visited()
             work = Work("lease", options.label, "", b"", [], None, messages.encode_order(terms))
             try:
                 with self.seating.coming_to_pool() as arrived:

@@ -50,7 +50,7 @@ class Ends:
                 self._expire(item)
 
     def _expire(self, item: Item) -> None:
-        lane = next((lane for lane in self._bench.busy.values() if item in lane.items()), None)
+        lane = next((lane for lane in list(self._bench.busy.values()) if item in lane.items()), None)
         if lane is not None and item in lane.begun():
             self._stop(lane, late(item.task, lane), lambda: None)
             return
@@ -69,7 +69,7 @@ class Ends:
         """End calls, unless `running` those that do not run, and say when they have ended."""
         bench = self._bench
         wanted = {item for item in items if item.open and not item.key}
-        at = {lane: wanted.intersection(lane.items()) for lane in bench.busy.values()}
+        at = {lane: wanted.intersection(lane.items()) for lane in list(bench.busy.values())}
         for item in wanted.difference(*at.values()):
             bench.cancelled = True
             item.fail(_not_begun())

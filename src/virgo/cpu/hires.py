@@ -7,6 +7,7 @@ import time
 from collections import deque
 from typing import Final
 
+from virgo.context import Identity
 from virgo.cpu.bench import Bench, errand
 from virgo.cpu.calls import Item
 from virgo.cpu.contact import Contact, Hire
@@ -33,11 +34,13 @@ class Hires:
     Args:
         bench: where they go, and the calls for which they are wanted.
         client: connections to the node that says who has a worker.
+        identity: for whom they are, None for who the connections are.
     """
 
-    def __init__(self, bench: Bench, client: Client) -> None:
+    def __init__(self, bench: Bench, client: Client, identity: Identity | None) -> None:
         self._bench = bench
-        self._home = Contact(client)
+        self._identity = identity
+        self._home = Contact(client, identity)
         self._contacts = {"": self._home}
         self._open: dict[str, Hire] = {}
         self._meeting: set[str] = set()  # calls of which wait until we know the node to be asked
@@ -157,7 +160,7 @@ class Hires:
         if path:
             contact = self._contacts.get(path)
             if contact is None:
-                contact = self._contacts[path] = Contact(Client(Address(path=path)), own=True)
+                contact = self._contacts[path] = Contact(Client(Address(path=path)), self._identity, own=True)
             self._ask(contact, node, near=False, name=name)
         else:
             self._send_elsewhere(node, places)

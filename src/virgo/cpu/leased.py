@@ -27,6 +27,7 @@ from virgo import context as contexts
 from virgo.context import Context
 from virgo.cpu import messages, slate
 from virgo.cpu.apart import APART, GIFT, Apart, Received, Segment, spare, take_spare
+from virgo.cpu.exports import exported
 from virgo.cpu.messages import Failure, Parcel, Sent, Terms, failed
 from virgo.cpu.slate import (
     BEGUN,
@@ -217,10 +218,10 @@ class Leased:
                 Failure(f"{head.label} needs the role exec", cause="denied", node=self._terms.node)
             )
             return lambda _arguments: refusal
+        if not head.digest and head.name not in exported():
+            return lambda _arguments: messages.NOT_EXPORTED
         try:
             function = worker.function_of(head.name, head.digest, sent)
-        except KeyError:
-            return lambda _arguments: messages.NOT_EXPORTED
         except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
             broken = worker.not_loaded(head, error)
             return lambda _arguments: broken

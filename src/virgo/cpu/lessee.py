@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 from virgo.context import Identity
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.crew import Crew
 from virgo.limits import EXPORT_FRESH_S
 from virgo.wire.client import Client
+
+_CREWS_MAX: Final = 16  # of these the idle ones are let go for another identity
 
 
 class Lessee:
@@ -29,56 +34,95 @@ class Lessee:
         self._own = own
         self._book = book
         self._by_node = by_node
-        self._crew: Crew | None = None
-        self._identity: Identity | None = None  # for whom workers are leased
+        self._closed = False
+        self._making = threading.Lock()
+        self._crews: dict[Identity | None, Crew] = {}  # by whom their workers are leased for
         self._not_exported: dict[str, float] = {}  # names that workers do not know, and until when
 
     def __repr__(self) -> str:
-        return f"<Lessee {self._crew!r}>"
+        return f"<Lessee {list(self._crews.values())}>"
 
     def crew_for(self, task: Task) -> Crew | None:
-        """The leased workers, if they can run the task."""
+        """The leased workers, if they can run the task; None once this is closed."""
+        if self._closed:
+            return None
         if task.name and self._not_exported.get(task.name, 0.0) > time.monotonic():
             return None
-        identity = None if task.context is None else task.context.identity
-        if self._crew is None or identity != self._identity:
-            self._let_go()
-            self._crew, self._identity = Crew(self._client, self._book, self._go_by_node), identity
-        return self._crew
+        return self._crews.get(_identity(task)) or self._new_crew(_identity(task))
+
+    def _new_crew(self, identity: Identity | None) -> Crew | None:
+        left: list[Crew] = []
+        with self._making:  # one for all threads that come just now
+            crew = self._crews.get(identity)
+            if crew is None and not self._closed:
+                if len(self._crews) >= _CREWS_MAX:
+                    left = [self._crews.pop(one) for one, each in list(self._crews.items()) if not each.busy]
+                crew = self._crews[identity] = Crew(self._client, self._book, self._go_by_node, identity)
+        for each in left:
+            each.close()
+        return crew
 
     def runs(self, item: Item) -> bool:
         """Whether a leased worker has a call."""
-        return self._crew is not None and self._crew.runs(item)
+        crew = self._crews.get(_identity(item.task))
+        return crew is not None and crew.runs(item)
 
     def end(self, items: list[Item], *, running: bool, ended: Callable[[], None]) -> None:
         """End calls, unless `running` those that do not run; `ended` is called when they have ended."""
-        if self._crew is None:
+        shares = self._by_crew(items)
+        left = len(shares)
+        counting = threading.Lock()
+
+        def one_ended() -> None:
+            nonlocal left
+            with counting:
+                left -= 1
+                last = not left
+            if last:
+                ended()
+
+        for crew, share in shares:
+            crew.end(share, running=running, ended=one_ended)
+        if not shares:
             ended()
-        else:
-            self._crew.end(items, running=running, ended=ended)
 
     def cancel(self, items: list[Item], *, running: bool) -> None:
         """The same, and return when they have ended."""
-        if self._crew is not None:
-            self._crew.cancel(items, running=running)
+        for crew, share in self._by_crew(items):
+            crew.cancel(share, running=running)
+
+    def _by_crew(self, items: list[Item]) -> list[tuple[Crew, list[Item]]]:
+        shares: dict[Identity | None, list[Item]] = {}
+        for item in items:
+            shares.setdefault(_identity(item.task), []).append(item)
+        found = [(self._crews.get(identity), share) for identity, share in shares.items()]
+        return [(crew, share) for crew, share in found if crew is not None]
 
     def close(self) -> None:
-        """Give all workers back, once they have ended what they are at."""
-        self._let_go()
+        """Give all workers back, once they have ended what they are at, and lease no more."""
+        with self._making:
+            self._closed = True
+            crews = list(self._crews.values())
+            self._crews.clear()
+        for crew in crews:
+            crew.close()
         if self._own:
             self._client.close()
 
-    def _let_go(self) -> None:
-        if self._crew is not None:
-            self._crew.close()
-            self._crew = None
-
     def stats(self) -> dict[str, int]:
         """Leased workers, and calls that wait for one."""
-        return {} if self._crew is None else self._crew.stats()
+        total: Counter[str] = Counter()
+        for crew in list(self._crews.values()):
+            total.update(crew.stats())
+        return dict(total)
 
     def _go_by_node(self, items: list[Item]) -> None:
         for item in items:
             if item.task.name:
                 self._not_exported[item.task.name] = time.monotonic() + EXPORT_FRESH_S
         self._by_node(items)
+
+
+def _identity(task: Task) -> Identity | None:
+    """For whom a task is run, None for the client itself."""
+    return None if task.context is None else task.context.identity

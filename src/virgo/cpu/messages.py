@@ -22,7 +22,7 @@ import msgspec
 from virgo.context import Identity
 from virgo.cpu import apart
 from virgo.cpu.apart import ALONG, Apart, Received
-from virgo.errors import BadArgument, BadRequest, CallFailed
+from virgo.errors import BadArgument, BadRequest, CallFailed, Denied
 from virgo.limits import CALL_RETRIES_MAX, CALL_TIMEOUT_MS_MAX
 
 Outcome = bytes | Received  # as it comes
@@ -285,8 +285,10 @@ def as_reply(outcome: bytes) -> Any:
 
 
 def as_error(outcome: bytes) -> CallFailed:
-    """The error that a failed outcome is, without looking at a pickled exception."""
+    """The error that a failed outcome is, without looking at a pickled exception. Raises Denied."""
     failure = _failure_decoder.decode(memoryview(outcome)[1:])
+    if failure.cause == "denied":
+        raise Denied(failure.message, hint=failure.hint)
     return CallFailed(
         failure.message,
         hint=failure.hint,
@@ -305,6 +307,7 @@ def as_result(outcome: Outcome, *, trusted: bool) -> Any:
 
     Raises:
         CallFailed: there is no result, or it cannot be unpickled here.
+        Denied: who asked may not have it run.
         Exception: the very exception that the function raised, caused by a CallFailed with its traceback.
     """
     if isinstance(outcome, Received):

@@ -108,4 +108,4 @@ class Seats:
 
     def room(self, workers: int) -> int:
         """Calls that this node may send there now."""
-        return max(1, workers - self._foreign - self.moved) - self.ours
+        return max(1, workers - self._foreign) - self.moved - self.ours

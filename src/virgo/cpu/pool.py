@@ -128,6 +128,11 @@ class WorkerPool:
         return len(self._calls) - len(self._idle())
 
     @property
+    def at_work(self) -> bool:
+        """Whether it has any calls or leases."""
+        return bool(self._calls)
+
+    @property
     def room(self) -> int:
         """Calls that would not have to wait for a worker, or but for a moment."""
         return self._ledger.room + len(self._idle())

@@ -26,6 +26,8 @@ from virgo.limits import CALLS_WAITING_MAX
 from virgo.members import Member
 from virgo.module import NodeServices
 
+# How often a node with something to do looks whether it still is what the others know, and these for places.
+_LOOK_S: Final = 0.05
 # Waiting calls that are looked at when a place becomes free: some may not go to every node.
 _LOOK_AHEAD: Final = 64
 
@@ -58,6 +60,9 @@ class Seating:
         self._nested: OrderedDict[int, _Waiting] = OrderedDict()  # taken newest first
         self._serial = itertools.count(1)
         self._coming = 0  # calls that have a place here and did not reach the pool yet
+        self._full = False  # as the others know it
+        self._visited = False  # by a client, maybe one whom another node counts as still on its way here
+        self._look: asyncio.TimerHandle | None = None
         pool.outside = self._longest
 
     def __repr__(self) -> str:
@@ -102,7 +107,33 @@ class Seating:
         """Take a place on a node."""
         self._seats.setdefault(number, Seats()).ours += 1
         self._coming += number == self._services.number
+        self._watch()
         return number
+
+    def visited(self) -> None:
+        """A client has leased a worker here: the others are to know, even if he is gone by then."""
+        self._visited = True
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._look is not None:
+            self._look.cancel()
+
+    def _watch(self) -> None:
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_around)
+
+    def _look_around(self) -> None:
+        """Tell the others of a place that was taken or given back, and see whether they have told of one."""
+        self._look = None
+        full = self._pool.room <= self._coming
+        if full != self._full or self._visited:
+            self._full, self._visited = full, False
+            self._services.announce()
+        if self.waiting:
+            self.go_on()
+        if self.waiting or self._pool.at_work:
+            self._watch()
 
     async def take(self, options: Options, refused: dict[int, VirgoError]) -> int:
         """A node that has a place for the call, as soon as there is one; the place is taken."""
@@ -124,6 +155,7 @@ class Seating:
         queue = self._nested if options.nested else self._waiting
         queue[serial] = waiting
         self._pool.press()
+        self._watch()
         try:
             return await waiting.seat
         except asyncio.CancelledError:

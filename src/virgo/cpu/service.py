@@ -87,7 +87,8 @@ class CpuModule:
     async def stop(self) -> None:
         """End all workers and what they run."""
         await self._published.stop()
-        if self._pool is not None:
+        if self._pool is not None and self._dispatcher is not None:
+            self._dispatcher.seating.close()
             await self._pool.stop()  # calls fail with NodeLost, and those who wait for them are told
             self._pool = self._dispatcher = self._leases = None
         self._mailboxes.close()

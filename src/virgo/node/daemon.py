@@ -275,6 +275,10 @@ class _Services:
             raise NodeLost(f"node {self.name} calls itself", hint="A defect: local work needs no call.")
         return await self._node.peers.call(number, *request, timeout_s=timeout_s)
 
+    def announce(self) -> None:
+        """See NodeServices."""
+        self._node.membership.announce()
+
     def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         """See NodeServices."""
         self._node.modules.spawn(self._module, work, task_name=name)

@@ -27,6 +27,9 @@ from virgo.node.view import View
 log = logging.getLogger("virgo.node")
 _SUBJECT: Final = "virgo/beat"
 _ASKED_S: Final = 0.02  # before a beat that was asked for: several nodes often begin together
+# Between beats for the sake of the load, at least so long, and so long for each node: all hear all of them.
+_ANNOUNCED_S: Final = 0.1
+_ANNOUNCED_EACH_S: Final = 0.01
 _decode = msgspec.json.Decoder(Member).decode
 
 
@@ -127,6 +130,8 @@ class Membership:
         self._heard = asyncio.Event()
         self._was_silent = False
         self._asked = asyncio.Event()  # a node has begun to live, and wants to hear who is up
+        self._beat_at = 0.0
+        self._announcing: asyncio.TimerHandle | None = None
         self.view = View(describe(), now=time.monotonic())
 
     def __repr__(self) -> str:
@@ -149,6 +154,7 @@ class Membership:
             member = msgspec.structs.replace(member, state="leaving")
         beat = msgspec.json.encode(member)
         self._heart.turned(beat)
+        self._beat_at = time.monotonic()
         try:
             await self._engine.signals.publish(_SUBJECT, beat)
         except EngineUnavailable as error:
@@ -176,8 +182,21 @@ class Membership:
                 await asyncio.sleep(_ASKED_S)
         self._asked.clear()
 
+    def announce(self) -> None:
+        """Beat soon: the load has changed."""
+        if self._announcing is None:
+            gap_s = max(_ANNOUNCED_S, _ANNOUNCED_EACH_S * len(self.view.up()))
+            wait_s = max(0.0, self._beat_at + gap_s - time.monotonic())
+            self._announcing = asyncio.get_running_loop().call_later(wait_s, self._announce)
+
+    def _announce(self) -> None:
+        self._announcing = None
+        self._asked.set()
+
     async def stop(self) -> None:
         """Say farewell."""
+        if self._announcing is not None:
+            self._announcing.cancel()
         await self._heart.stop()
         await self.beat(leaving=True)
         if self._unsubscribe is not None:
