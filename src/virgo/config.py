@@ -20,7 +20,16 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from virgo.errors import BadConfig
-from virgo.limits import CALL_TIMEOUT_MS_MAX, MEMORY_VALUE_BYTES_MAX, PORT_OFFSET_MAX, WORKERS_MAX, GiB
+from virgo.limits import (
+    CALL_GPUS_MAX,
+    CALL_MEMORY_BYTES_MAX,
+    CALL_MEMORY_BYTES_MIN,
+    CALL_TIMEOUT_MS_MAX,
+    MEMORY_VALUE_BYTES_MAX,
+    PORT_OFFSET_MAX,
+    WORKERS_MAX,
+    GiB,
+)
 
 
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,12 +78,18 @@ class CpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         imports: modules whose @virgo.export functions the node offers.
         programs: allowlist: name to command, e.g. `wc = ["/usr/bin/wc"]`; callers add arguments.
         program_time_s: time limit of a program.
+        memory_bytes: what a call may hold that asks for no memory itself; 0 for no limit.
+        gpus: GPUs of this node; -1 for those of the machine, on its first node.
+        placement: `pressure`, by what is known of the nodes; `random`, by nothing.
     """
 
     workers: int = 0
     imports: list[str] = []
     programs: dict[str, list[str]] = {}
     program_time_s: float = 300.0
+    memory_bytes: int = 0
+    gpus: int = -1
+    placement: str = "pressure"
 
 
 class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -169,9 +184,12 @@ RANGES: Final[Mapping[tuple[str, str], Range]] = {
     ("memory", "memcached_item_bytes"): Range(1024, MEMORY_VALUE_BYTES_MAX),
     ("cpu", "workers"): Range(0, WORKERS_MAX),
     ("cpu", "program_time_s"): Range(0.001, CALL_TIMEOUT_MS_MAX // 1000),
+    ("cpu", "memory_bytes"): Range(CALL_MEMORY_BYTES_MIN, CALL_MEMORY_BYTES_MAX, or_zero=True),
+    ("cpu", "gpus"): Range(-1, CALL_GPUS_MAX),
     ("engine", "port"): Range(0, 65_535),
 }
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+PLACEMENTS: Final = ("pressure", "random")
 
 
 _HINT: Final = "See docs/configuration.md."
@@ -215,9 +233,10 @@ def _check_values(found: Config, environment: Mapping[str, str], source: str) ->
         value = getattr(getattr(found, section), key)
         if not allowed.holds(value):
             raise _out_of_range(section, key, value, str(allowed), environment, source)
-    if found.node.log_level.lower() not in LOG_LEVELS:
-        allowed_levels = ", ".join(LOG_LEVELS)
-        raise _out_of_range("node", "log_level", found.node.log_level, allowed_levels, environment, source)
+    for section, key, words in (("node", "log_level", LOG_LEVELS), ("cpu", "placement", PLACEMENTS)):
+        value = getattr(getattr(found, section), key)
+        if value.lower() not in words:
+            raise _out_of_range(section, key, value, ", ".join(words), environment, source)
 
 
 def _out_of_range(

@@ -200,9 +200,10 @@ class CallFailed(VirgoError, RuntimeError):
     """A cloned call ended without a result; the message carries the cause.
 
     Attributes:
-        cause: one of `exception`, `signal`, `memory`, `exit`, `program`, `result`.
+        cause: one of `exception`, `signal`, `memory`, `exit`, `program`, `result`, `lost`.
         node: the name of the node where it ran, if it ran.
         remote_traceback: the traceback text of the remote exception, or "".
+        attempts: how often it was run.
     """
 
     code = "CALLFAILED"
@@ -218,11 +219,13 @@ class CallFailed(VirgoError, RuntimeError):
         cause: str = "exception",
         node: str = "",
         remote_traceback: str = "",
+        attempts: int = 1,
     ) -> None:
         super().__init__(message, hint=hint)
         self.cause = cause
         self.node = node
         self.remote_traceback = remote_traceback
+        self.attempts = attempts
 
 
 class Cancelled(VirgoError):

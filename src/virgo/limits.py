@@ -256,8 +256,16 @@ MEMCACHED_USES_MAX: Final = 65_536
 CALLS_WAITING_MAX: Final = 100_000
 # A call's own time limit: a month is no limit, and more would not fit a context.
 CALL_TIMEOUT_MS_MAX: Final = 31 * 24 * 3600 * 1000
-# Repetitions after lost nodes: more means that the cloud is ill.
+# Repetitions after dead workers: more means that the call is ill.
 CALL_RETRIES_MAX: Final = 1000
+# Repetitions after lost nodes, which are not charged to those: more means that the cloud is ill.
+CALL_NODES_LOST_MAX: Final = 100
+# What one call may ask for. Python itself, and what a call imports, does not fit less memory.
+CALL_GPUS_MAX: Final = 64
+CALL_MEMORY_BYTES_MIN: Final = 16 * MiB
+CALL_MEMORY_BYTES_MAX: Final = 1024 * 1024 * GiB
+# Calls that wait are taken by priority, from this to its negative.
+CALL_PRIORITY_MAX: Final = 1000
 # Worker processes of one node, nested calls included: recursion must end before the machine.
 WORKERS_MAX: Final = 256
 # From SIGTERM to SIGKILL for a cancelled call.

@@ -29,7 +29,7 @@ def check_port_offset(offset: int, nodes: int) -> None:
 
 
 class Load(msgspec.Struct, frozen=True):
-    """One measurement of a node. Figures are of the machine, but the last two are the node's own."""
+    """One measurement of a node. Figures are of the machine; those below `pool_free_bytes` the node's own."""
 
     cpus: int = 1
     cpu_pressure_percent: float = 0.0  # PSI `cpu some`, average of 10 s
@@ -40,7 +40,11 @@ class Load(msgspec.Struct, frozen=True):
     memory_total_bytes: int = 0
     disk_free_bytes: int = 0
     pool_free_bytes: int = 0  # room in the node's part of the memory pool
-    outstanding: int = 0  # calls running or waiting on this node
+    gpus: int = 0  # of this node
+    gpus_free: int = 0
+    calls_memory_bytes: int = 0  # what calls of this node may ask for
+    calls_memory_free_bytes: int = 0  # of it, what none has asked for, and is there
+    outstanding: int = 0  # places of calls running or waiting on this node
     workers: int = 0  # calls that this node runs at once
 
 

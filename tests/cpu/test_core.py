@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from virgo.cpu import core
 from virgo.cpu.core import Fork, Ledger, Retire, Start
+from virgo.cpu.line import Line
 from virgo.cpu.placement import Candidate, Seats, choose, workers_of
 from virgo.errors import Busy
 from virgo.limits import WORKERS_MAX
@@ -312,3 +313,63 @@ class LedgerMachine(RuleBasedStateMachine):
 
 LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLedger = LedgerMachine.TestCase
+
+
+def test_a_call_of_several_places_waits_until_they_are_free():
+    """It is not passed by those behind it, and alone it runs however many it asks for."""
+    ledger = Ledger(target=4)
+    effects = ledger.submit(1, places=3)
+    effects += ledger.submit(2, places=2)
+    effects += ledger.submit(3)
+    workers = [effect.worker for effect in effects if isinstance(effect, Fork)]
+    assert ledger.room == 4 - 3 - 2 - 1
+    started = [effect for worker in workers for effect in ledger.ready(worker)]
+    assert [effect.call for effect in started if isinstance(effect, Start)] == [1]
+    first = next(effect.worker for effect in started if isinstance(effect, Start))
+    started = ledger.done(first)
+    assert [effect.call for effect in started if isinstance(effect, Start)] == [2, 3]
+    assert ledger.room == 1
+    for worker in (ledger.worker_of(2), ledger.worker_of(3)):
+        assert worker is not None
+        ledger.done(worker)
+    started = ledger.submit(4, places=9)
+    assert [effect.call for effect in started if isinstance(effect, Start)] == [4]
+
+
+def test_a_call_of_several_places_lends_them_all():
+    """While it waits for a call of its own, that one finds room."""
+    ledger = Ledger(target=2)
+    effects = ledger.submit(1, places=2)
+    (worker,) = [effect.worker for effect in effects if isinstance(effect, Fork)]
+    assert ledger.ready(worker) == [Start(1, worker)]
+    assert ledger.room == 0
+    ledger.lend(1)
+    assert ledger.room == 2
+    effects = ledger.submit(2, nested=True, places=2)
+    (second,) = [effect.worker for effect in effects if isinstance(effect, Fork)]
+    assert ledger.ready(second) == [Start(2, second)]
+    ledger.done(second)
+    ledger.reclaim(1)
+    assert ledger.room == 0
+
+
+def test_a_line_is_by_priority_and_then_by_arrival():
+    """Whoever leaves takes nothing with him."""
+    line = Line()
+    for number, priority in enumerate((0, 5, 0, -1, 5)):
+        line.add(number, str(number), priority=priority)
+    assert list(line) == [1, 4, 0, 2, 3] and line[3] == "3"
+    for number in (1, 3, 3, 99):
+        line.drop(number)
+    assert list(line) == [4, 0, 2] and len(line) == 3
+
+
+def test_data_draw_a_call_but_do_not_make_it_wait():
+    """A node near them is taken while it has a free worker, over one that is idle or the local one."""
+    chance = random.Random(1)
+    pool = [candidate(1), candidate(2, calls=0), candidate(3)]
+    assert {choose(pool, chance=chance, near=2) for _ in range(20)} == {2}
+    pool = [candidate(1), candidate(2, calls=1), candidate(3)]
+    assert 2 not in {choose(pool, chance=chance, near=2) for _ in range(20)}
+    many = [candidate(number, calls=1) for number in range(1, 100)]
+    assert {choose(many, chance=chance, near=77) for _ in range(20)} == {77}

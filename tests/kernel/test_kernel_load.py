@@ -51,6 +51,24 @@ def test_pressure_is_read_and_absence_is_zero(tmp_path: Path, text: str, percent
     assert load.pressure_percent("cpu", directory=tmp_path) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("now", "minute", "run_queue", "percent"),
+    [
+        (93.1, 90.0, 0.15, 5.2),  # three tasks in a group with a tenth of a processor, as measured
+        (93.1, 42.8, 0.72, 52.2),  # half a minute after it began
+        (80.0, 20.0, 2.0, 80.0),  # tasks wait for processors since a moment ago
+        (80.0, 80.0, 4.0, 80.0),
+        (0.0, 0.0, 0.0, 0.0),
+        (50.0, 50.0, 0.0, 0.0),
+    ],
+)
+def test_a_throttled_group_is_not_taken_for_a_busy_machine(
+    now: float, minute: float, run_queue: float, percent: float
+) -> None:
+    """On two processors: tasks that wait for these are runnable, those that are throttled are not."""
+    assert load.unthrottled_percent(now, minute, run_queue, 2) == pytest.approx(percent, abs=0.1)
+
+
 def test_the_machine_is_told_by_boot_and_network(tmp_path: Path) -> None:
     """Two processes here share the machine's id; one in a network of its own does not."""
     code = [sys.executable, "-c", "from virgo.kernel import load; print(load.machine_id())"]

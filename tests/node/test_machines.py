@@ -96,6 +96,29 @@ def test_an_array_is_a_copy_on_another_machine(pair: tuple[Machine, Machine]) ->
     assert pair[0].python(ARRAYS).stdout == "fine\n"
 
 
+_NEAR = """
+import os, virgo
+
+def where(*_args):
+    return os.environ["VIRGO_NODE"]
+
+with virgo.connect() as cloud:
+    names = [node.name for node in cloud.nodes]
+    regions = {name: cloud.memory.malloc(10, node=name) for name in names}
+    cloud.cpu.clone(where)
+    for _ in range(3):
+        for name, region in regions.items():
+            assert name == cloud.cpu.clone(where, region) == cloud.cpu.clone(where, near=name), name
+    print("near", len(names))
+"""
+
+
+def test_calls_go_where_their_regions_are(pair: tuple[Machine, Machine]) -> None:
+    """To the other machine too, while the node there has a free worker."""
+    for machine in pair:
+        assert machine.python(_NEAR).stdout.split() == ["near", "2"]
+
+
 def test_without_the_clouds_certificate_nothing_is_served(pair: tuple[Machine, Machine]) -> None:
     """Plain TCP and TLS without our certificate get no answer from a machine's ports."""
     first, second = pair

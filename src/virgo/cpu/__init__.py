@@ -2,6 +2,10 @@
 
     placement  decides which node runs a call: no I/O, no clock
     core       decides which worker of a node runs it, the same way
+    needs      processors, GPUs and memory that calls ask for, and a node's stock of them
+    ceiling    keeps a call to what it was granted
+    deaths     why a worker has died
+    line       who waits, by priority
     exports    functions that may be called by name, and `@virgo.export`
     programs   programs that may be called by name
     messages   calls and outcomes as bytes, shared by clients, nodes and workers
@@ -31,6 +35,7 @@ Leases, by which clients of a node's machine reach its workers without the node:
 
 On the client's side:
 
+    tasks      what a user asks for, with its options
     calls      tasks, calls of them, who waits for them
     futures    futures, runs, streams
     shipping   functions and arguments as bytes

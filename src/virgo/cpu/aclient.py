@@ -17,16 +17,17 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart
 from virgo.cpu.calls import Book, Item, Task
-from virgo.cpu.client import EXPORTS, WORKERS, Export, by_node, publish_of, task_of, unpublish_of
+from virgo.cpu.client import EXPORTS, WORKERS, Export, by_node, publish_of, unpublish_of
 from virgo.cpu.desk import Desk, Ticket
 from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Target, mapping, total_of
 from virgo.cpu.shipping import arguments_of
+from virgo.cpu.tasks import CallOptions, Placed, task_of
 from virgo.limits import ASYNC_CALLS_MAX
 from virgo.wire.aclient import AsyncClient
 from virgo.wire.call import AsyncRunner
@@ -66,12 +67,20 @@ class AsyncCpuClient:
         /,
         *args: Any,
         node: str = "",
+        cpus: int = 1,
+        gpus: int = 0,
+        memory: int | str = 0,
+        near: str | Placed | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it travels to the node
         retries: int = 0,
+        priority: int = 0,
         **kwargs: Any,
     ) -> Any:
         """See `CpuClient.clone`."""
-        task = task_of(target, node=node, timeout=timeout, retries=retries)
+        task = task_of(
+            target, args, node=node, cpus=cpus, gpus=gpus, memory=memory, near=near, timeout=timeout,
+            retries=retries, priority=priority,
+        )  # fmt: skip
         return await self._run(task, arguments_of(task, args, kwargs))
 
     async def _run(self, task: Task, arguments: bytes | Apart) -> Any:
@@ -115,14 +124,11 @@ class AsyncCpuClient:
         target: Target,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-        *,
-        node: str = "",
-        timeout: float | None = None,
-        retries: int = 0,
+        **options: Unpack[CallOptions],
     ) -> asyncio.Task[Any]:
         """`submit` with the options of `clone`."""
         self._check_open()
-        call = task_of(target, node=node, timeout=timeout, retries=retries)
+        call = task_of(target, args, **options)
         work = self._run(call, arguments_of(call, args, kwargs or {}))
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)

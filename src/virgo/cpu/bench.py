@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import select
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from threading import Thread
 from typing import Final
 
@@ -37,6 +38,7 @@ class Bench:
         idle: those with nothing to do. Whoever takes one out has it alone; for any thread.
         busy: the others that the thread looks after, by descriptor; any thread may add one.
         queues: calls that wait, by the node that they must run on, "" for any; any thread may add some.
+        ranked: whether calls have priorities; then only the thread adds some, by `rank`.
         cancelled: whether some of these have been cancelled.
         took_s: how long calls of a function take.
         closed: no idle worker is kept.
@@ -55,7 +57,7 @@ class Bench:
         self.idle: list[Lane] = []
         self.busy: dict[int, Lane] = {}
         self.queues: dict[str, deque[Item]] = {"": deque()}
-        self.cancelled = self.closed = False
+        self.ranked = self.cancelled = self.closed = False
         self.took_s: dict[bytes, float] = {}
         self.epoll = select.epoll()
 
@@ -69,9 +71,22 @@ class Bench:
 
     def put_back(self, items: Iterable[Item]) -> None:
         """Let calls that have not begun wait again, before the others."""
+        if self.ranked:
+            self.rank([item for item in items if item.open], first=True)
+            return
         for item in reversed(list(items)):
             if item.open:
                 self.queues[item.task.node].appendleft(item)
+
+    def rank(self, items: Sequence[Item], *, first: bool = False) -> None:
+        """Let calls wait before those of less priority; before or behind those of the same."""
+        for node, group in groupby(items, lambda item: item.task.node):
+            queue = self.queues[node]
+            new = list(group)
+            waiting = [*new, *queue] if first else [*queue, *new]
+            waiting.sort(key=lambda item: -item.task.priority)  # it keeps the order among equals
+            queue.clear()
+            queue.extend(waiting)
 
     def settle(self, lane: Lane, found: list[tuple[Item, Outcome]]) -> None:
         """Give calls the outcomes that a worker has sent."""

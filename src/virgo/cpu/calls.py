@@ -17,6 +17,7 @@ from virgo.context import Context
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart
 from virgo.cpu.messages import Form, Options, Outcome, Parcel
+from virgo.cpu.needs import PLAIN, Needs
 from virgo.errors import VirgoError
 
 
@@ -27,8 +28,11 @@ class Task:
         form, label, name, digest: see `messages.Order`.
         function: the callable as bytes, b"" for one by name.
         node: where it must run, "" for anywhere.
+        needs: what it must have there.
+        near: where its data are, the name or number of a node, 0 for nowhere.
         timeout_ms: how long it may take, 0 for no limit.
-        retries: how often it may be run again after the loss of its node.
+        retries: how often it may be run again after the death of its worker.
+        priority: the greatest of those that wait goes first.
         context: on whose behalf.
 
     Attributes:
@@ -36,8 +40,8 @@ class Task:
     """
 
     __slots__ = (
-        "_head", "context", "deadline", "digest", "form", "function", "key", "label", "name", "node",
-        "retries", "timeout_ms",
+        "_head", "context", "deadline", "digest", "form", "function", "key", "label", "name", "near",
+        "needs", "node", "priority", "retries", "timeout_ms",
     )  # fmt: skip
 
     def __init__(
@@ -49,8 +53,11 @@ class Task:
         digest: bytes,
         *,
         node: str = "",
+        needs: Needs = PLAIN,
+        near: int | str = 0,
         timeout_ms: int = 0,
         retries: int = 0,
+        priority: int = 0,
         context: Context | None = None,
     ) -> None:
         self.form = form
@@ -59,6 +66,9 @@ class Task:
         self.function = function
         self.digest = digest
         self.node = node
+        self.needs = needs
+        self.near = near
+        self.priority = priority
         self.timeout_ms = timeout_ms
         self.deadline = time.monotonic() + timeout_ms / 1000 if timeout_ms else None
         if context is not None and context.deadline is not None:
@@ -79,7 +89,17 @@ class Task:
     def options(self, key: str = "") -> bytes:
         """The options of one of its calls, for a node."""
         return messages.encode_options(
-            Options(key, self.label, self.node, self.timeout_ms, self.retries, self.form)
+            Options(
+                key,
+                self.label,
+                self.node,
+                self.timeout_ms,
+                self.retries,
+                self.form,
+                near=self.near,
+                priority=self.priority,
+                needs=self.needs,
+            )
         )
 
     def head(self) -> bytes:
@@ -145,11 +165,12 @@ class Item:
     Attributes:
         task, arguments, sink, index: what it is, and for whom.
         key: by which a node knows it, if it goes through one.
-        repeated: how often it has been run again.
+        repeated: how often it has been run again after its worker had died.
+        lost: how often its node was lost.
     """
 
     key = ""
-    repeated = 0
+    repeated = lost = 0
 
     def __init__(self, task: Task, arguments: bytes | Apart, sink: Sink, index: int, book: Book) -> None:
         self.task = task

@@ -19,12 +19,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import cloudpickle
 import msgspec
 
-from virgo import context as contexts
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart
 from virgo.cpu.calls import Book, Item, Task
@@ -34,12 +33,10 @@ from virgo.cpu.exports import check_name, summary_of
 from virgo.cpu.futures import CpuFuture
 from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Maps, Target, mapping, shown, total_of
-from virgo.cpu.shipping import arguments_of, ship
-from virgo.errors import BadArgument
+from virgo.cpu.shipping import arguments_of
+from virgo.cpu.tasks import CallOptions, Placed, task_of
 from virgo.limits import (
-    CALL_RETRIES_MAX,
     CALL_TERMINATE_S,
-    CALL_TIMEOUT_MS_MAX,
 )
 from virgo.wire.call import Call, Runner, as_nothing, as_text
 from virgo.wire.client import Client
@@ -62,13 +59,10 @@ def call_of(
     target: Target,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    *,
-    node: str = "",
-    timeout: float | None = None,
-    retries: int = 0,
+    **options: Unpack[CallOptions],
 ) -> Call[Any]:
     """One call, to be run by either client."""
-    task = task_of(target, node=node, timeout=timeout, retries=retries)
+    task = task_of(target, args, **options)
     return by_node(task, arguments_of(task, args, kwargs))
 
 
@@ -140,8 +134,13 @@ class CpuClient(Executor):
         /,
         *args: Any,
         node: str = "",
+        cpus: int = 1,
+        gpus: int = 0,
+        memory: int | str = 0,
+        near: str | Placed | None = None,
         timeout: float | None = None,
         retries: int = 0,
+        priority: int = 0,
         **kwargs: Any,
     ) -> Any:
         """Run a callable, or an export by its name, on the least loaded node, and wait for its result.
@@ -150,9 +149,7 @@ class CpuClient(Executor):
             target: a callable, or the name of an exported function or program; an `async def` is run to its
                 end in the worker.
             args, kwargs: its arguments.
-            node: name of the node that must run it.
-            timeout: seconds after which it is stopped.
-            retries: how often it may be run again if its node is lost; 0 is at most once.
+            node, cpus, gpus, memory, near, timeout, retries, priority: see `CallOptions`.
 
         Raises:
             Exception: the very exception that the function raised, caused by a CallFailed that holds the
@@ -160,9 +157,13 @@ class CpuClient(Executor):
             CallFailed: it ended otherwise, or the exception does not unpickle.
             DeadlineExceeded: it ran into `timeout`, and was stopped.
             NodeLost: its node was lost; whether it had ended there is unknown.
-            NoNode, NotExported, Denied, Busy: it was not begun.
+            NoNode: no node has what it needs.
+            NotExported, Denied, Busy: it was not begun.
         """
-        task = task_of(target, node=node, timeout=timeout, retries=retries)
+        task = task_of(
+            target, args, node=node, cpus=cpus, gpus=gpus, memory=memory, near=near, timeout=timeout,
+            retries=retries, priority=priority,
+        )  # fmt: skip
         arguments = arguments_of(task, args, kwargs)
         crew = self._crew_for(task)
         if crew is None:
@@ -186,14 +187,11 @@ class CpuClient(Executor):
         target: Target,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-        *,
-        node: str = "",
-        timeout: float | None = None,
-        retries: int = 0,
+        **options: Unpack[CallOptions],
     ) -> CpuFuture:
         """`submit` with the options of `clone`."""
         self._check_open()
-        task = task_of(target, node=node, timeout=timeout, retries=retries)
+        task = task_of(target, args, **options)
         return self._submit(task, arguments_of(task, args, kwargs or {}))
 
     def _submit(self, task: Task, arguments: bytes | Apart) -> CpuFuture:
@@ -356,46 +354,6 @@ class CpuClient(Executor):
     def _check_open(self) -> None:
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
-
-
-def task_of(target: Target, *, node: str = "", timeout: float | None = None, retries: int = 0) -> Task:
-    """A callable or a name, with options, as a task. Raises BadArgument, or what pickling raises."""
-    if timeout is not None and not 0 < timeout <= CALL_TIMEOUT_MS_MAX / 1000:
-        raise BadArgument(
-            f"timeout is {timeout}, but must be more than 0 s and at most {CALL_TIMEOUT_MS_MAX // 1000} s",
-            hint="timeout=None sets no limit.",
-        )
-    if not 0 <= retries <= CALL_RETRIES_MAX:
-        raise BadArgument(
-            f"retries is {retries}, but must be 0 to {CALL_RETRIES_MAX}",
-            hint="0 runs the call at most once; more only if running it twice does no harm.",
-        )
-    timeout_ms = 0 if timeout is None else max(1, math.ceil(timeout * 1000))
-    context = contexts.current()
-    if isinstance(target, str):
-        name = target.encode()
-        return Task(
-            "data", target, target, name, b"",
-            node=node, timeout_ms=timeout_ms, retries=retries, context=context,
-        )  # fmt: skip
-    if not callable(target):
-        raise BadArgument(
-            f"clone needs a callable or a name, not {type(target).__name__}",
-            hint="Give the function itself, and its arguments behind it: clone(pow, 2, 10).",
-        )
-    shipped = ship(target)
-    plain = not (node or timeout_ms or retries) and context is None
-    if plain and shipped.task is not None:
-        known: Task = shipped.task
-        return known
-    label = getattr(target, "__qualname__", None) or type(target).__qualname__
-    task = Task(
-        "pickle", label[:80], "", shipped.data, shipped.digest,
-        node=node, timeout_ms=timeout_ms, retries=retries, context=context,
-    )  # fmt: skip
-    if plain:
-        shipped.task = task
-    return task
 
 
 def _flat(results: Iterator[list[Any]]) -> Iterator[Any]:

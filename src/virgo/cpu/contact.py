@@ -38,12 +38,16 @@ class Contact:
         client: connections to it.
         identity: for whom workers are leased, None for who the connections are.
         own: whether the connections are of this contact alone, to be closed with it.
+
+    Attributes:
+        machine: numbers of the nodes of its machine when we met it; none before.
     """
 
     def __init__(self, client: Client, identity: Identity | None, *, own: bool = False) -> None:
         self._client = client
         self._own = own
         self._identity = identity
+        self.machine: frozenset[int] = frozenset()
         self._key = os.urandom(16).hex()
         self._control: Connection | None = None
         self._meeting = threading.Lock()
@@ -74,9 +78,11 @@ class Contact:
         control = Connection(self.address)
         try:
             control.send(self._packed("CPU.CREW", self._key), LIFE_ANSWER_S)
-            refusal = failure(control.receive(LIFE_ANSWER_S))
+            reply = control.receive(LIFE_ANSWER_S)
+            refusal = failure(reply)
             if refusal is not None:
                 raise refusal
+            self.machine = frozenset(reply)
         except BaseException as error:
             control.close()
             if isinstance(error, DeadlineExceeded):
@@ -101,7 +107,7 @@ class Contact:
 
     def hire(self, *, node: str, extra: bool, near: bool) -> Hire:
         """Ask for a worker; the answer comes on the connection. Raises NotRunning, NodeLost, Busy."""
-        options = Options(label="lease", node=node, extra=extra, near=near, crew=self._key.encode())
+        options = Options(label="lease", node=node, extra=extra, at_hand=near, crew=self._key.encode())
         connection: socket.socket | None = None
         try:
             connection = socket.socket(socket.AF_UNIX)

@@ -64,6 +64,7 @@ class Ledger:
         self._workers: dict[int, int] = {}  # worker by call
         self._lent: Counter[int] = Counter()  # calls outstanding of each running call
         self._extra: set[int] = set()
+        self._more: dict[int, int] = {}  # places beyond the first, of calls that need some
         self._leases: dict[int, Crew] = {}  # running ones, the longest first
         self._recalled: set[int] = set()
         self._last = 0
@@ -93,8 +94,22 @@ class Ledger:
 
     @property
     def room(self) -> int:
-        """Calls that would not have to wait; negative if there are more than that already."""
-        return self.limit - self.running - self.waiting
+        """Places that are free; negative if more calls wait than that."""
+        free = self.limit - self.running - self.waiting
+        return free if not self._more else free - sum(self._more.values()) + self._lent_more()
+
+    def _lent_more(self) -> int:
+        """Places beyond the first of those that wait for calls of their own."""
+        return sum(self._more.get(call, 0) for call in self._lent)
+
+    def _fits(self, call: int) -> bool:
+        """Whether the call that comes next has the places that it needs; alone it always has."""
+        if not self._more:
+            return self.running < self.limit
+        held = sum(more for one, more in self._more.items() if one in self._workers) - self._lent_more()
+        needed = 1 + self._more.get(call, 0)
+        alone = self.running - len(self._lent) <= 0 and self.running < WORKERS_MAX
+        return self.running + held + needed <= self.limit or (alone and self.running < self.limit)
 
     @property
     def first(self) -> int | None:
@@ -108,7 +123,13 @@ class Ledger:
         return self._workers.get(call)
 
     def submit(
-        self, call: int, *, nested: bool = False, extra: bool = False, crew: Crew | None = None
+        self,
+        call: int,
+        *,
+        nested: bool = False,
+        extra: bool = False,
+        crew: Crew | None = None,
+        places: int = 1,
     ) -> list[Effect]:
         """A call has come.
 
@@ -117,6 +138,7 @@ class Ledger:
             nested: another call waits for it: it goes first.
             extra: that one runs elsewhere, and its place cannot be lent: one more worker may be made.
             crew: it is a lease for this client.
+            places: how many it takes, of the `target` that there are; if there are fewer, all.
 
         Raises:
             Busy: too many wait, or calls that wait for calls hold all workers there can be.
@@ -132,6 +154,8 @@ class Ledger:
             self._extra.add(call)
         if crew is not None:
             self._leases[call] = crew
+        if places > 1:
+            self._more[call] = places - 1
         (self._nested if nested or extra else self._waiting)[call] = None
         return self._go_on()
 
@@ -159,6 +183,7 @@ class Ledger:
     def withdraw(self, call: int) -> bool:
         """Take back a call that still waits; False if it does not."""
         self._extra.discard(call)
+        self._more.pop(call, None)
         self._leases.pop(call, None)
         for place in (self._waiting, self._nested):
             if call in place:
@@ -229,12 +254,13 @@ class Ledger:
             del self._workers[call]
             self._lent.pop(call, None)
             self._extra.discard(call)
+            self._more.pop(call, None)
             self._leases.pop(call, None)
             self._recalled.discard(call)
 
     def _go_on(self) -> list[Effect]:
         effects: list[Effect] = []
-        while self.waiting and self._idle and self.running < self.limit:
+        while (first := self.first) is not None and self._idle and self._fits(first):
             worker = self._idle.pop()
             call, _ = self._nested.popitem() if self._nested else self._waiting.popitem(last=False)
             self._running[worker] = call

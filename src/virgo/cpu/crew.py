@@ -89,12 +89,21 @@ class Crew:
 
     # --- for any thread -----------------------------------------------------------------------
 
+    def at_hand(self, number: int) -> bool:
+        """Whether a node is of this machine, as far as is known."""
+        return self._hires.at_hand(number)
+
     def submit(self, items: Sequence[Item]) -> None:
         """Have calls run; they are of one task."""
-        task = items[0].task
+        task, bench = items[0].task, self._bench
         if len(items) == 1 and self._push_now(items[0]):
             return
-        self._bench.queues.setdefault(task.node, deque()).extend(items)
+        queue = bench.queues.setdefault(task.node, deque())
+        if task.priority or bench.ranked:
+            bench.ranked = True
+            self._told.append(partial(bench.rank, items))
+        else:
+            queue.extend(items)
         if task.deadline is not None:
             self._told.append(partial(self._ends.time, items))
         self._news = True
@@ -120,11 +129,13 @@ class Crew:
         return True
 
     def call(self, task: Task, arguments: bytes | Apart) -> Outcome | None:
-        """Have a call run by an idle worker, and wait for its outcome; None if there is no such worker.
+        """Have a call run by an idle worker, and wait for its outcome; None if it has to be submitted.
 
         Raises:
             DeadlineExceeded, NodeLost, CallFailed: as its future would.
         """
+        if task.retries:
+            return None
         try:
             lane = self._bench.idle.pop()
         except IndexError:

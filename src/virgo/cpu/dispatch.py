@@ -36,7 +36,8 @@ from virgo.errors import (
     NotRunning,
     VirgoError,
 )
-from virgo.limits import NAME_CHARS_MAX
+from virgo.limits import CALL_NODES_LOST_MAX, NAME_CHARS_MAX
+from virgo.members import Load
 from virgo.module import NodeServices
 
 # Answers that say that the node did not run the call: another one may.
@@ -62,6 +63,7 @@ class Dispatcher:
         pool: its workers.
         programs: its allowlist.
         published: the functions published to the cloud.
+        own: fills in this node's part of its load.
         chance: source of randomness for placement.
 
     Attributes:
@@ -75,6 +77,7 @@ class Dispatcher:
         pool: WorkerPool,
         programs: dict[str, list[str]],
         published: Published,
+        own: Callable[[Load], Load],
         *,
         chance: random.Random,
     ) -> None:
@@ -82,7 +85,7 @@ class Dispatcher:
         self._pool = pool
         self._programs = programs
         self._published = published
-        self.seating = Seating(services, pool, chance=chance)
+        self.seating = Seating(services, pool, own, chance=chance)
         self._flights: dict[str, _Flight] = {}
         self._numbers: dict[str, int] = {}  # calls running here, by the id of their context
         self.forwarded: dict[str, int] = {}  # calls sent so far, by node
@@ -173,28 +176,34 @@ class Dispatcher:
 
     async def _try(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         refused: dict[int, VirgoError] = {}
-        retries = options.retries
+        attempts, lost = 1, 0
         while True:
             number = await self.seating.take(options, refused)
             try:
                 if number == self._services.number:
-                    return await self._run_seated(options, function, arguments)
-                return await self._forward(number, options, function, arguments)
+                    outcome = await self._run_seated(options, function, arguments)
+                else:
+                    outcome = await self._forward(number, options, function, arguments)
+                if outcome[:1] != messages.FAILED:
+                    return outcome
+                if attempts > options.retries or not messages.has_died(outcome):
+                    return messages.after(outcome, attempts)
+                attempts += 1
             except _NOT_BEGUN as error:
                 refused[number] = error
             except NodeLost as error:
                 surely_not_run = isinstance(error.__cause__, NotRunning)
                 if not surely_not_run:
-                    if retries < 1 or number == self._services.number:
+                    if not options.retries or lost >= CALL_NODES_LOST_MAX or number == self._services.number:
                         raise
-                    retries -= 1
+                    lost += 1
                 refused[number] = error
             finally:
-                self.seating.leave(number)
+                self.seating.leave(number, places=options.needs.cpus)
 
     async def _run_seated(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         """Run a call here that has taken a place here."""
-        with self.seating.coming_to_pool() as arrived:
+        with self.seating.coming_to_pool(options.needs.cpus) as arrived:
             return await self._run(options, function, arguments, arrived=arrived)
 
     # --- there, and here ----------------------------------------------------------------------
@@ -262,18 +271,18 @@ class Dispatcher:
         encoded = contexts.encode(context)
         form, label = options.form, options.label
         if form == "pickle":
-            return Work(form, label, "", function, arguments, None, encoded), None
+            return Work(form, label, "", function, arguments, None, encoded, options.needs), None
         name = function.decode("utf-8", "replace")
         if name in self._pool.exports:
-            return Work(form, name, name, b"", arguments, None, encoded), None
+            return Work(form, name, name, b"", arguments, None, encoded, options.needs), None
         program = self._programs.get(name)
         if program is not None:
             limit_s = self._services.config.cpu.program_time_s
-            return Work(form, name, name, b"", arguments, program, encoded), limit_s
+            return Work(form, name, name, b"", arguments, program, encoded, options.needs), limit_s
         found = await self._published.find(name) if 0 < len(name) <= NAME_CHARS_MAX else None
         if found is None:
             raise NotExported(f"no function or program {name[:80]!r} is exported")
-        return Work(form, name, name, found.function, arguments, None, encoded), None
+        return Work(form, name, name, found.function, arguments, None, encoded, options.needs), None
 
     # --- bookkeeping --------------------------------------------------------------------------
 

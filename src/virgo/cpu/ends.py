@@ -12,7 +12,7 @@ from virgo.cpu.calls import Item, Task
 from virgo.cpu.contact import Contact
 from virgo.cpu.lane import Lane
 from virgo.errors import CallFailed, Cancelled, DeadlineExceeded, NodeLost, NotRunning, VirgoError
-from virgo.limits import LEASE_LOOK_S
+from virgo.limits import CALL_NODES_LOST_MAX, LEASE_LOOK_S
 
 
 class Ends:
@@ -142,8 +142,9 @@ class Ends:
         try:
             outcome = contact.end(lane.lease)
         except (NodeLost, NotRunning) as error:
-            if item.repeated < item.task.retries:
-                item.repeated += 1
+            if item.task.retries and item.lost < CALL_NODES_LOST_MAX:
+                # Not among the repetitions that it may have: it is not the call's doing.
+                item.lost += 1
                 self._bench.tell(lambda: self._bench.put_back([item]))
                 return
             lost = NodeLost(
@@ -155,7 +156,11 @@ class Ends:
             item.fail(error)
         else:
             if outcome[:1] == messages.FAILED:
-                item.settle(outcome)
+                if item.repeated < item.task.retries and messages.has_died(outcome):
+                    item.repeated += 1
+                    self._bench.tell(lambda: self._bench.put_back([item]))
+                else:
+                    item.settle(messages.after(outcome, item.repeated + 1))
             else:
                 item.fail(CallFailed(f"the outcome of {label} on node {lane.node} was lost", cause="lost"))
 

@@ -53,6 +53,11 @@ class Hires:
     def __bool__(self) -> bool:
         return bool(self._open or self._meeting)
 
+    def at_hand(self, number: int) -> bool:
+        """Whether a node is of this machine, as far as is known."""
+        machine = self._home.machine
+        return not machine or number in machine
+
     def enough(self) -> None:
         """A call has found a worker with room."""
         self._short_since = 0.0

@@ -76,8 +76,12 @@ class Leases:
         """How many are held, and by how many clients."""
         return {"leases": len(self), "lessees": len(self._crews)}
 
-    def crew(self, session: Session, key: bytes) -> None:
-        """Let a client lease workers until this connection of it closes. Raises BadArgument."""
+    def crew(self, session: Session, key: bytes) -> list[int]:
+        """Let a client lease workers until this connection of it closes; the nodes of this machine.
+
+        Raises:
+            BadArgument: the key is none that a client makes.
+        """
         if len(key) < 16 or key in self._crews:
             raise BadArgument("the key of a crew is too short, or taken", hint=_NOT_YOURS)
         crew = self._crews[key] = _Crew((contexts.current() or session).identity.name)
@@ -87,6 +91,8 @@ class Leases:
             asyncio.get_running_loop().call_later(LEASE_LEAVE_S, _stop_all, crew)
 
         session.at_end.append(leave)
+        machine = self._services.member(self._services.number).machine
+        return [member.number for member in self._services.members() if member.machine == machine]
 
     async def lease(self, session: Session, options: Options) -> Any:
         """Hand the connection to a worker, or say which other node has one: `[name, socket or "", places]`.
@@ -101,7 +107,9 @@ class Leases:
         identity = context.identity
         number = next(self._serial)
         hiring = Hiring(options.crew, session.duplicate)
-        terms = Terms(number, self._services.name, contexts.new_id(), identity.may("exec"), identity)
+        memory = self._services.config.cpu.memory_bytes
+        name = self._services.name
+        terms = Terms(number, name, contexts.new_id(), identity.may("exec"), identity, memory)
         with contexts.using(context):
             task = asyncio.get_running_loop().create_task(self._hold(crew, number, options, hiring, terms))
         crew.leases[number] = _Lease(number, hiring, task)

@@ -11,6 +11,7 @@ from typing import Final
 from virgo.context import Identity
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.crew import Crew
+from virgo.cpu.needs import PLAIN
 from virgo.limits import EXPORT_FRESH_S
 from virgo.wire.client import Client
 
@@ -43,12 +44,18 @@ class Lessee:
         return f"<Lessee {list(self._crews.values())}>"
 
     def crew_for(self, task: Task) -> Crew | None:
-        """The leased workers, if they can run the task; None once this is closed."""
+        """The leased workers, if they can run the task; None once this is closed.
+
+        What needs more than a worker, or lies on another machine, is for a node to place.
+        """
         if self._closed:
             return None
         if task.name and self._not_exported.get(task.name, 0.0) > time.monotonic():
             return None
-        return self._crews.get(_identity(task)) or self._new_crew(_identity(task))
+        if task.needs != PLAIN or isinstance(task.near, str):
+            return None
+        crew = self._crews.get(_identity(task)) or self._new_crew(_identity(task))
+        return crew if crew is None or not task.near or crew.at_hand(task.near) else None
 
     def _new_crew(self, identity: Identity | None) -> Crew | None:
         left: list[Crew] = []

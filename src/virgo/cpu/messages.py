@@ -22,8 +22,10 @@ import msgspec
 from virgo.context import Identity
 from virgo.cpu import apart
 from virgo.cpu.apart import ALONG, Apart, Received
+from virgo.cpu.needs import PLAIN as PLAIN_NEEDS
+from virgo.cpu.needs import Grant, Needs
 from virgo.errors import BadArgument, BadRequest, CallFailed, Denied
-from virgo.limits import CALL_RETRIES_MAX, CALL_TIMEOUT_MS_MAX
+from virgo.limits import CALL_PRIORITY_MAX, CALL_RETRIES_MAX, CALL_TIMEOUT_MS_MAX
 
 Outcome = bytes | Received  # as it comes
 Sent = bytes | Apart  # as it is sent
@@ -61,12 +63,15 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
         label: what to call it in messages.
         node: name of the node that must run it, "" for the least loaded.
         timeout_ms: time from its arrival until it is stopped, 0 for none.
-        retries: how often it may be run again after the loss of its node.
+        retries: how often it may be run again after the death of its worker.
         form: see the module.
         nested: another call waits for it, so it goes before those that nobody waits for.
         extra: it must not wait for a free worker, since what it is part of may hold the last one.
         crew: it is for a lease of this client.
-        near: it may not leave the machine.
+        at_hand: it may not leave the machine.
+        near: name or number of the node at which its data are, 0 for none: it is preferred.
+        priority: of those that wait the greatest goes first.
+        needs: what it must have.
     """
 
     key: str = ""
@@ -78,7 +83,10 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     nested: bool = False
     extra: bool = False
     crew: bytes = b""
-    near: bool = False
+    at_hand: bool = False
+    near: int | str = 0
+    priority: int = 0
+    needs: Needs = PLAIN_NEEDS
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -92,6 +100,7 @@ class Work(msgspec.Struct, frozen=True):
         program: the command, if it is a program.
         arguments: one payload (`pickle`, `data`) or the words (`text`).
         context: the encoded context.
+        needs: what it must have.
     """
 
     form: Form
@@ -101,6 +110,7 @@ class Work(msgspec.Struct, frozen=True):
     arguments: list[bytes]
     program: list[str] | None = None
     context: bytes = b""
+    needs: Needs = PLAIN_NEEDS
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -112,6 +122,7 @@ class Order(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     digest: bytes = b""
     program: list[str] | None = None
     context: bytes = b""
+    grant: Grant = Grant()
 
 
 class Terms(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -123,6 +134,7 @@ class Terms(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
         prefix: of the ids of its calls.
         trusted: whether the client may send functions.
         identity: on whose behalf its calls run.
+        memory: bytes that a call may hold, as in Grant.
     """
 
     lease: int
@@ -130,6 +142,7 @@ class Terms(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     prefix: str
     trusted: bool
     identity: Identity
+    memory: int = 0
 
 
 class Parcel(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -158,6 +171,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     node: str = ""
     traceback: str = ""
     exception: bytes = b""
+    attempts: int = 1
 
 
 _options_encoder = msgspec.msgpack.Encoder()
@@ -181,6 +195,12 @@ def decode_options(data: bytes) -> Options:
     """Options from the wire. Raises BadRequest, BadArgument."""
     try:
         options = _options_decoder.decode(data)
+        options.needs.check()
+        if not abs(options.priority) <= CALL_PRIORITY_MAX:
+            raise BadArgument(
+                f"priority is {options.priority}, but must be {-CALL_PRIORITY_MAX} to {CALL_PRIORITY_MAX}",
+                hint="0 is that of all others; the greater go first.",
+            )
         if not 0 <= options.timeout_ms <= CALL_TIMEOUT_MS_MAX or not 0 <= options.retries <= CALL_RETRIES_MAX:
             raise BadArgument(
                 f"timeout_ms is {options.timeout_ms} and retries {options.retries}",
@@ -284,6 +304,21 @@ def as_reply(outcome: bytes) -> Any:
     return {NOTHING: None, TRUE: True, FALSE: False}[kind]
 
 
+def has_died(outcome: bytes) -> bool:
+    """Whether a failed call has ended by the death of its worker, and not by itself."""
+    failure = _failure_decoder.decode(memoryview(outcome)[1:])
+    return failure.cause in ("signal", "memory") and not failure.traceback
+
+
+def after(outcome: bytes, attempts: int) -> bytes:
+    """The outcome of a call that has failed so often."""
+    if attempts == 1:
+        return outcome
+    failure = _failure_decoder.decode(memoryview(outcome)[1:])
+    message = f"{failure.message}, the last of {attempts} attempts"
+    return failed(msgspec.structs.replace(failure, message=message, attempts=attempts))
+
+
 def as_error(outcome: bytes) -> CallFailed:
     """The error that a failed outcome is, without looking at a pickled exception. Raises Denied."""
     failure = _failure_decoder.decode(memoryview(outcome)[1:])
@@ -295,6 +330,7 @@ def as_error(outcome: bytes) -> CallFailed:
         cause=failure.cause,
         node=failure.node,
         remote_traceback=failure.traceback,
+        attempts=failure.attempts,
     )
 
 

@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from virgo.cpu.needs import Needs
 from virgo.members import Load, Member
 
 # Up to this many nodes all are compared.
 _COMPARE_ALL_MAX: Final = 8
 # How much busier than the best the local node may be and still be taken: a hop costs more than that.
 _LOCAL_BONUS: Final = 0.25
+# The same for the node that has the data of the call: moving them costs more, but not to wait for a worker.
+_NEAR_BONUS: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +54,40 @@ class Candidate:
         return self.calls / self.workers + 0.5 * queue + pressure / 100
 
 
-def choose(candidates: Sequence[Candidate], *, chance: random.Random) -> int:
+def choose(candidates: Sequence[Candidate], *, chance: random.Random, near: int = 0) -> int:
     """The number of the node to run a call, of those that have a place.
 
-    The local node is taken unless it is clearly busier than the best; otherwise the least loaded, and among
-    equals a random one.
+    The node near its data, or else the local one, is taken unless it is clearly busier than the best;
+    otherwise the least loaded, and among equals a random one.
     """
     assert candidates
+    if near:
+        preferred, bonus = near, _NEAR_BONUS
+    else:
+        preferred, bonus = next((one.number for one in candidates if one.local), -1), _LOCAL_BONUS
     if len(candidates) > _COMPARE_ALL_MAX:
         compared = chance.sample(candidates, 2)
-        compared += [one for one in candidates if one.local and one not in compared]
+        compared += [one for one in candidates if one.number == preferred and one not in compared]
     else:
         compared = list(candidates)
     scores = [round(one.score, 3) for one in compared]
     best = min(scores)
     for one, score in zip(compared, scores, strict=True):
-        if one.local and score <= best + _LOCAL_BONUS:
+        if one.number == preferred and score <= best + bonus:
             return one.number
     return chance.choice([one.number for one, score in zip(compared, scores, strict=True) if score == best])
+
+
+def fits(needs: Needs, load: Load, workers: int) -> bool:
+    """Whether a node can ever run a call that needs this."""
+    return (
+        needs.cpus <= workers and needs.gpus <= load.gpus and needs.memory <= load.calls_memory_bytes
+    )  # fmt: skip
+
+
+def fits_now(needs: Needs, load: Load) -> bool:
+    """Whether it has what the call needs beside a place, as far as is known."""
+    return needs.gpus <= load.gpus_free and needs.memory <= load.calls_memory_free_bytes
 
 
 def workers_of(member: Member, members: Sequence[Member]) -> int:

@@ -15,17 +15,19 @@ import hashlib
 import itertools
 import logging
 import os
-import re
-import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from virgo.cpu import messages
 from virgo.cpu.core import Crew, Effect, Fork, Ledger, Retire, Start
+from virgo.cpu.deaths import Deaths
 from virgo.cpu.hiring import Hiring
-from virgo.cpu.messages import Failure, Order, Work
+from virgo.cpu.messages import Order, Work
+from virgo.cpu.needs import Grant, Stock
 from virgo.cpu.processes import TemplateProcess, WorkerProcess
 from virgo.errors import Busy, DeadlineExceeded, NodeLost, NotLoaded, VirgoError
 from virgo.limits import (
@@ -47,14 +49,21 @@ _FORK_AGAIN_S: Final = 0.1
 class _Call:
     """One call on its way."""
 
-    __slots__ = ("future", "hiring", "number", "since", "work")
+    __slots__ = ("future", "grant", "hiring", "number", "since", "work")
 
-    def __init__(self, number: int, work: Work, hiring: Hiring | None = None) -> None:
+    def __init__(self, number: int, work: Work, hiring: Hiring | None, grant: Grant) -> None:
+        self.grant = grant
         self.number = number
         self.work = work
         self.hiring = hiring
         self.since = time.monotonic()
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    @property
+    def label(self) -> str:
+        """Of what its worker is at."""
+        slate = None if self.hiring is None else self.hiring.slate
+        return self.work.label if slate is None else slate.label or self.work.label
 
 
 class WorkerPool:
@@ -66,6 +75,8 @@ class WorkerPool:
         target: workers that run at once when no call waits for another.
         imports: modules to import before workers are forked.
         environment: environment variables for the workers, beside those of this process.
+        stock: what it has of other things than processors.
+        memory_bytes: what a call that asks for no memory may hold, 0 for no limit.
 
     Attributes:
         outside: the client that waits longest for a place here before it comes to the pool, and since when
@@ -80,8 +91,12 @@ class WorkerPool:
         target: int,
         imports: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        stock: Stock | None = None,
+        memory_bytes: int = 0,
     ) -> None:
         self.node = node
+        self.stock = stock or Stock(gpus=0, memory=0)
+        self._memory_bytes = memory_bytes
         self._log_path = directory / "workers.log"
         self._ledger = Ledger(target=target)
         self._template = TemplateProcess(
@@ -97,7 +112,7 @@ class WorkerPool:
         self._serial = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._oom_kills = 0
+        self._deaths = Deaths(node)
         self._look: asyncio.TimerHandle | None = None
         self.outside: Callable[[], tuple[Crew, float]] = lambda: (b"", 0.0)
         self.done = self.failed = 0
@@ -124,8 +139,8 @@ class WorkerPool:
 
     @property
     def outstanding(self) -> int:
-        """Calls running or waiting; a lease counts while its worker works."""
-        return len(self._calls) - len(self._idle())
+        """Places of calls running or waiting; a lease counts while its worker works."""
+        return sum(call.work.needs.cpus for call in self._calls.values()) - len(self._idle())
 
     @property
     def at_work(self) -> bool:
@@ -148,7 +163,6 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Start the template and one worker. Raises BadConfig, NotLoaded."""
-        self._oom_kills = _oom_kills()
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         await self._template.start()
         self._spawn(self._tidy())
@@ -206,16 +220,42 @@ class WorkerPool:
             Busy: a bound is reached; nothing was started.
             DeadlineExceeded: it was stopped, and what it had started is dead.
             asyncio.CancelledError: the same.
+            NoNode: it needs more than this node has.
             NodeLost: this node is stopping.
         """
+        # Before a place, so that nobody holds one while he waits for what others hold who wait for a place.
+        grant = await self._take(work, deadline)
+        try:
+            return await self._run(work, grant, deadline, nested, extra, started, hiring)
+        finally:
+            self.stock.give(grant)
+
+    async def _take(self, work: Work, deadline: float | None) -> Grant:
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                return await self.stock.take(work.needs)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{work.label} was not begun on node {self.node} before its deadline"
+            ) from None
+
+    async def _run(
+        self, work: Work, grant: Grant, deadline: float | None, nested: bool, extra: bool,
+        started: Callable[[int], None], hiring: Hiring | None,
+    ) -> bytes:  # fmt: skip
         if self._stopping:
             raise NotLoaded(f"the processor pool of node {self.node} is stopping")
-        call = _Call(next(self._serial), work, hiring)
+        if not grant.memory and self._memory_bytes:
+            grant = msgspec.structs.replace(grant, memory=self._memory_bytes)
+        call = _Call(next(self._serial), work, hiring, grant)
         started(call.number)
         self._calls[call.number] = call
         try:
             crew = None if hiring is None else hiring.crew
-            self._apply(self._ledger.submit(call.number, nested=nested, extra=extra, crew=crew))
+            places = work.needs.cpus
+            self._apply(
+                self._ledger.submit(call.number, nested=nested, extra=extra, crew=crew, places=places)
+            )
             if self._ledger.waiting:
                 self.press()
             await self._until_done(call, deadline)
@@ -326,34 +366,9 @@ class WorkerPool:
         self._workers.pop(worker.number, None)
         call = self._at.pop(worker.number, None)
         if call is not None and not call.future.done() and not worker.ending:
-            call.future.set_result(messages.failed(self._death(call, worker.status)))
+            call.future.set_result(messages.failed(self._deaths.explain(call.label, worker.status)))
         if not self._stopping:
             self._apply(self._ledger.gone(worker.number))
-
-    def _death(self, call: _Call, status: int | None) -> Failure:
-        label = call.work.label
-        if call.hiring is not None and call.hiring.slate is not None:
-            label = call.hiring.slate.label or label
-        where = f"{label} on node {self.node}"
-        if status is None:
-            return Failure(
-                f"{where} lost its worker; how it ended is unknown", cause="signal", node=self.node
-            )
-        if status >= 0:
-            return Failure(f"{where} ended its process with status {status}", cause="exit", node=self.node)
-        before, self._oom_kills = self._oom_kills, _oom_kills()
-        if -status == signal.SIGKILL and self._oom_kills > before:
-            return Failure(
-                f"{where} was killed because memory ran out",
-                hint="Let it hold less at once, or run it on a node with more memory.",
-                cause="memory",
-                node=self.node,
-            )
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:  # a real-time signal
-            name = f"signal {-status}"
-        return Failure(f"{where} was ended by {name}", cause="signal", node=self.node)
 
     # --- effects ------------------------------------------------------------------------------
 
@@ -382,7 +397,7 @@ class WorkerPool:
             worker.known.move_to_end(digest)
             if len(worker.known) > FUNCTIONS_CACHED_MAX:
                 worker.known.popitem(last=False)
-        order = Order(work.form, work.label, work.name, digest, work.program, work.context)
+        order = Order(work.form, work.label, work.name, digest, work.program, work.context, call.grant)
         worker.send(messages.encode_order(order), function, *work.arguments)
 
     def _hand_over(self, worker: WorkerProcess, call: _Call, hiring: Hiring) -> None:
@@ -433,13 +448,3 @@ class WorkerPool:
             with contextlib.suppress(FileNotFoundError):
                 if self._log_path.stat().st_size > WORKER_LOG_BYTES_MAX:
                     os.truncate(self._log_path, 0)  # all write to it in append mode
-
-
-def _oom_kills() -> int:
-    """How often the kernel has killed for want of memory, on this machine and in this control group."""
-    count = 0
-    for path in (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")):
-        with contextlib.suppress(OSError):
-            found = re.search(r"^oom_kill (\d+)$", path.read_text(encoding="ascii"), re.MULTILINE)
-            count += int(found[1]) if found else 0
-    return count

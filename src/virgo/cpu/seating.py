@@ -1,8 +1,8 @@
 """Who gets a place on which node, and who waits for one.
 
 A call or lease is bound to a node as late as can be (see `placement`, which decides): it waits here until
-some node has a place. Calls of calls go first, the newest before the older; all others in the order in which
-they came.
+some node has a place. Calls of calls go first, the newest before the older; all others by priority, and in
+the order in which they came.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from virgo.cpu.core import Crew
+from virgo.cpu.line import Line
 from virgo.cpu.messages import Options
-from virgo.cpu.placement import Candidate, Seats, choose, workers_of
+from virgo.cpu.needs import PLAIN
+from virgo.cpu.placement import Candidate, Seats, choose, fits, fits_now, workers_of
 from virgo.cpu.pool import WorkerPool
 from virgo.errors import Busy, NodeLost, NoNode, VirgoError
 from virgo.limits import CALLS_WAITING_MAX
-from virgo.members import Member
+from virgo.members import Load, Member
 from virgo.module import NodeServices
 
 # How often a node with something to do looks whether it still is what the others know, and these for places.
@@ -48,18 +50,28 @@ class Seating:
     Args:
         services: the node.
         pool: its workers.
+        own: fills in this node's part of its load.
         chance: source of randomness for placement.
     """
 
-    def __init__(self, services: NodeServices, pool: WorkerPool, *, chance: random.Random) -> None:
+    def __init__(
+        self,
+        services: NodeServices,
+        pool: WorkerPool,
+        own: Callable[[Load], Load],
+        *,
+        chance: random.Random,
+    ) -> None:
         self._services = services
         self._pool = pool
+        self._own = own
         self._chance = chance
+        self._random = services.config.cpu.placement.lower() == "random"
         self._seats: dict[int, Seats] = {services.number: Seats()}
-        self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
+        self._waiting: Line[_Waiting] = Line()
         self._nested: OrderedDict[int, _Waiting] = OrderedDict()  # taken newest first
         self._serial = itertools.count(1)
-        self._coming = 0  # calls that have a place here and did not reach the pool yet
+        self._coming = 0  # places here of calls that did not reach the pool yet
         self._full = False  # as the others know it
         self._visited = False  # by a client, maybe one whom another node counts as still on its way here
         self._look: asyncio.TimerHandle | None = None
@@ -73,22 +85,22 @@ class Seating:
         """Calls that no node has yet."""
         return len(self._waiting) + len(self._nested)
 
-    def leave(self, number: int, *, moved: bool = False) -> None:
-        """Give a place back; `moved`: somebody else takes it, who is not seen from here."""
+    def leave(self, number: int, *, places: int = 1, moved: bool = False) -> None:
+        """Give places back; `moved`: somebody else takes one, who is not seen from here."""
         seats = self._seats[number]
-        seats.ours -= 1
+        seats.ours -= places
         seats.moved += moved
         self.go_on()
 
     @contextlib.contextmanager
-    def coming_to_pool(self) -> Iterator[Callable[[], None]]:
-        """A call that has a place here is on its way to the pool, until it is said to have arrived."""
-        coming = True
+    def coming_to_pool(self, places: int = 1) -> Iterator[Callable[[], None]]:
+        """A call that has places here is on its way to the pool, until it is said to have arrived."""
+        coming = places
 
         def arrived() -> None:
             nonlocal coming
             self._coming -= coming
-            coming = False
+            coming = 0
 
         try:
             yield arrived
@@ -97,16 +109,27 @@ class Seating:
 
     def _longest(self) -> tuple[Crew, float]:
         """The client whose call or lease comes next, and since when it waits; 0.0 if none does."""
-        for queue, last in ((self._nested, True), (self._waiting, False)):
-            if queue:
-                waiting = queue[next(reversed(queue) if last else iter(queue))]
-                return waiting.options.crew, waiting.since
+        for serial in itertools.islice(self._in_turn(), 1):
+            waiting = self._who(serial)
+            return waiting.options.crew, waiting.since
         return b"", 0.0
 
-    def _occupy(self, number: int) -> int:
-        """Take a place on a node."""
-        self._seats.setdefault(number, Seats()).ours += 1
-        self._coming += number == self._services.number
+    def _in_turn(self) -> Iterator[int]:
+        """Those who wait: calls of calls, the newest first; then the others."""
+        return itertools.chain(reversed(self._nested), self._waiting)
+
+    def _who(self, serial: int) -> _Waiting:
+        return self._nested[serial] if serial in self._nested else self._waiting[serial]
+
+    def _drop(self, serial: int) -> None:
+        if self._nested.pop(serial, None) is None:
+            self._waiting.drop(serial)
+
+    def _occupy(self, number: int, places: int) -> int:
+        """Take places on a node."""
+        self._seats.setdefault(number, Seats()).ours += places
+        if number == self._services.number:
+            self._coming += places
         self._watch()
         return number
 
@@ -138,22 +161,24 @@ class Seating:
     async def take(self, options: Options, refused: dict[int, VirgoError]) -> int:
         """A node that has a place for the call, as soon as there is one; the place is taken."""
         if options.node:
-            return self._occupy(self._pinned(options, refused))
+            return self._occupy(self._pinned(options, refused), options.needs.cpus)
         self._check_able(options, refused)
         number = None if self.waiting and not options.nested else self._choose(options, refused)
         if number is None and options.extra and self._services.number not in refused:
             number = self._services.number
         if number is None:
             return await self._wait_for_seat(options, refused)
-        return self._occupy(number)
+        return self._occupy(number, options.needs.cpus)
 
     async def _wait_for_seat(self, options: Options, refused: dict[int, VirgoError]) -> int:
         if self.waiting >= CALLS_WAITING_MAX:
             raise Busy(f"{self.waiting} calls wait for a node already")
         serial = next(self._serial)
         waiting = _Waiting(options, refused, asyncio.get_running_loop().create_future(), time.monotonic())
-        queue = self._nested if options.nested else self._waiting
-        queue[serial] = waiting
+        if options.nested:
+            self._nested[serial] = waiting
+        else:
+            self._waiting.add(serial, waiting, priority=options.priority)
         self._pool.press()
         self._watch()
         try:
@@ -161,39 +186,51 @@ class Seating:
         except asyncio.CancelledError:
             if waiting.seat.done() and not waiting.seat.cancelled() and waiting.seat.exception() is None:
                 number = waiting.seat.result()
-                self._seats[number].ours -= 1
-                self._coming -= number == self._services.number
+                self._seats[number].ours -= options.needs.cpus
+                if number == self._services.number:
+                    self._coming -= options.needs.cpus
                 self.go_on()
             raise
         finally:
-            queue.pop(serial, None)
+            self._drop(serial)
 
     def go_on(self) -> None:
         """A place may have become free: give it to who waits, calls of calls first."""
-        for queue, last in ((self._nested, True), (self._waiting, False)):
-            for serial in list(itertools.islice(reversed(queue) if last else queue, _LOOK_AHEAD)):
-                waiting = queue[serial]
-                if waiting.seat.done():
-                    del queue[serial]
+        for serial in list(itertools.islice(self._in_turn(), _LOOK_AHEAD)):
+            waiting = self._who(serial)
+            if waiting.seat.done():
+                self._drop(serial)
+                continue
+            options = waiting.options
+            try:
+                self._check_able(options, waiting.refused)
+            except VirgoError as error:
+                waiting.seat.set_exception(error)
+                self._drop(serial)
+                continue
+            number = self._choose(options, waiting.refused)
+            if number is None:
+                # Others may go where it may not; but who needs many places is not passed by.
+                if waiting.refused or options.at_hand or options.needs.gpus or options.needs.memory:
                     continue
-                try:
-                    self._check_able(waiting.options, waiting.refused)
-                except VirgoError as error:
-                    waiting.seat.set_exception(error)
-                    del queue[serial]
-                    continue
-                number = self._choose(waiting.options, waiting.refused)
-                if number is None:
-                    if waiting.refused or waiting.options.near:  # others may go where it may not
-                        continue
-                    return
-                waiting.seat.set_result(self._occupy(number))
-                del queue[serial]
+                return
+            waiting.seat.set_result(self._occupy(number, options.needs.cpus))
+            self._drop(serial)
 
     def _check_able(self, options: Options, refused: dict[int, VirgoError]) -> None:
         """Raise if no node can ever take the call."""
-        if any(self._runs_calls(one) and one.number not in refused for one in self._services.members()):
+        members = self._services.members()
+        able = [one for one in members if self._runs_calls(one) and one.number not in refused]
+        needs = options.needs
+        if able and needs == PLAIN:
             return
+        if any(fits(needs, self._load(one), self._workers(one, members)) for one in able):
+            return
+        if able and not refused:
+            raise NoNode(
+                f"{options.label} needs {needs}, which no node of this cloud has",
+                hint="`virgo nodes --json` shows what they have.",
+            )
         if refused:  # each has said why not; the last is as good as any
             raise list(refused.values())[-1]
         raise NoNode(f"{options.label}: no node of this cloud runs calls now")
@@ -201,17 +238,37 @@ class Seating:
     def _choose(self, options: Options, refused: dict[int, VirgoError]) -> int | None:
         """The best of the nodes that have a place now."""
         members = self._services.members()
-        machine = self._services.member(self._services.number).machine if options.near else ""
-        able = []
+        machine = self._services.member(self._services.number).machine if options.at_hand else ""
+        needs, able = options.needs, []
         for member in members:
-            near = not options.near or member.machine == machine
-            if near and member.number not in refused and self._runs_calls(member):
+            at_hand = not options.at_hand or member.machine == machine
+            if at_hand and member.number not in refused and self._runs_calls(member):
+                if needs != PLAIN and not fits_now(needs, self._load(member)):
+                    continue
                 candidate, room = self._candidate(member, members)
-                if room > 0:
+                if room >= needs.cpus:
                     able.append(candidate)
         if not able:
             return None
-        return able[0].number if len(able) == 1 else choose(able, chance=self._chance)
+        if len(able) == 1:
+            return able[0].number
+        if self._random:
+            return self._chance.choice(able).number
+        return choose(able, chance=self._chance, near=self._number(options.near, members))
+
+    @staticmethod
+    def _number(near: str | int, members: Sequence[Member]) -> int:
+        if isinstance(near, int):
+            return near
+        return next((member.number for member in members if member.name == near), 0)
+
+    def _load(self, member: Member) -> Load:
+        """What a node has; of this one, what it has now."""
+        return self._own(member.load) if member.number == self._services.number else member.load
+
+    def _workers(self, member: Member, members: Sequence[Member]) -> int:
+        own = member.number == self._services.number
+        return self._pool.target if own else workers_of(member, members)
 
     def _runs_calls(self, member: Member) -> bool:
         if member.number == self._services.number:  # whatever its last beat said: the call is here
@@ -234,6 +291,11 @@ class Seating:
             if member.name == options.node:
                 if member.number in refused:
                     raise refused[member.number]
+                workers = self._workers(member, self._services.members())
+                if options.needs != PLAIN and not fits(options.needs, self._load(member), workers):
+                    raise NoNode(
+                        f"{options.label} needs {options.needs}, which node {member.name} does not have"
+                    )
                 return member.number
         if any(member.name == options.node for member in self._services.known()):
             raise NodeLost(f"{options.label} must run on node {options.node}, which is lost")

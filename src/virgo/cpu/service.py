@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import psutil
 
 from virgo import context as contexts
 from virgo.cpu import messages
@@ -29,6 +30,7 @@ from virgo.cpu.exports import check_name
 from virgo.cpu.leases import Leases
 from virgo.cpu.mailbox import Mailboxes
 from virgo.cpu.messages import Options
+from virgo.cpu.needs import Stock, gpus_here
 from virgo.cpu.placement import workers_of
 from virgo.cpu.pool import WorkerPool
 from virgo.cpu.programs import allowlist
@@ -72,12 +74,15 @@ class CpuModule:
             target=self._target(),
             imports=config.cpu.imports,
             environment=self._environment(),
+            stock=Stock(gpus=self._gpus(), memory=psutil.virtual_memory().total),
+            memory_bytes=config.cpu.memory_bytes,
         )
         self._dispatcher = Dispatcher(
             self._services,
             self._pool,
             self._programs,
             self._published,
+            self._own,
             chance=random.Random(),  # noqa: S311 - it spreads load, it keeps no secret
         )
         self._leases = Leases(self._services, self._dispatcher)
@@ -112,7 +117,28 @@ class CpuModule:
         self._pool.retarget(self._target())
         if self._dispatcher is not None:
             self._dispatcher.seating.go_on()
-        return msgspec.structs.replace(load, outstanding=self._pool.outstanding, workers=self._pool.target)
+        return self._own(load)
+
+    def _own(self, load: Load) -> Load:
+        """A load with what this module knows filled in."""
+        if self._pool is None:
+            return load
+        stock = self._pool.stock
+        return msgspec.structs.replace(
+            load,
+            outstanding=self._pool.outstanding,
+            workers=self._pool.target,
+            gpus=stock.gpus,
+            gpus_free=stock.gpus_free,
+            calls_memory_bytes=stock.memory,
+            calls_memory_free_bytes=min(stock.memory_left, load.memory_free_bytes or stock.memory_left),
+        )
+
+    def _gpus(self) -> int:
+        configured = self._services.config.cpu.gpus
+        if configured >= 0:
+            return configured
+        return gpus_here() if self._services.index == 1 else 0
 
     def commands(self) -> Sequence[Command]:
         """See the module."""
@@ -131,9 +157,8 @@ class CpuModule:
         async def invoke_here(_session: Session, request: list[bytes]) -> bytes:
             return await dispatcher.run_here(_named(request), request[2], request[3:])
 
-        def crew(session: Session, request: list[bytes]) -> resp.Encoded:
-            leases.crew(session, request[1])
-            return resp.OK
+        def crew(session: Session, request: list[bytes]) -> list[int]:
+            return leases.crew(session, request[1])
 
         async def lease(session: Session, request: list[bytes]) -> Any:
             return await leases.lease(session, messages.decode_options(request[1]))
@@ -166,7 +191,7 @@ class CpuModule:
             Command("CPU.COLLECT", self._collect, "write", 1, 1, usage="mailbox",
                     summary="Outcomes of submitted calls: key, error, outcome, key, ..."),
             Command("CPU.CREW", crew, "write", 1, 1, usage="key",
-                    summary="Lease workers until this connection closes."),
+                    summary="Lease workers until this connection closes; answers the nodes of this machine."),
             Command("CPU.LEASE", lease, "write", 1, 1, usage="options",
                     summary="Hand this connection to a worker, or say who has one."),
             Command("CPU.LEASE.STOP", stop, "write", 2, 2, concurrent=True, usage="key lease"),
@@ -255,7 +280,10 @@ class CpuModule:
         """What lets a call on a worker find this node again."""
         config = self._services.config
         own = self._services.member(self._services.number)
-        return {"VIRGO_HOME": str(config.home), "VIRGO_URL": f"unix:{own.socket}"}
+        found = {"VIRGO_HOME": str(config.home), "VIRGO_URL": f"unix:{own.socket}"}
+        if self._gpus():  # they are for the calls that ask for some
+            found["CUDA_VISIBLE_DEVICES"] = ""
+        return found
 
 
 def _named(request: list[bytes]) -> Options:

@@ -33,9 +33,11 @@ from virgo import context as contexts
 from virgo.context import Identity
 from virgo.cpu import messages, programs
 from virgo.cpu.apart import Received
+from virgo.cpu.ceiling import within
 from virgo.cpu.exports import exported
 from virgo.cpu.leased import Leased
 from virgo.cpu.messages import WANTED, Failure, Form, Order, Parcel, Sent, Terms, failed
+from virgo.cpu.needs import Grant
 from virgo.errors import BadArgument, VirgoError
 from virgo.limits import ERROR_TEXT_CHARS_MAX, FUNCTIONS_CACHED_MAX
 
@@ -44,6 +46,7 @@ _DESCRIPTORS_MAX: Final = 2
 _F_SETSIG: Final = 10  # Linux; the standard library has no name for it
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = "500"  # when memory runs out, a worker goes before its node
+_MEMORY_HINT: Final = "Let it hold less at once, or ask for more: memory=, or cpu.memory_bytes for all calls."
 _NODE: Final = Identity(name="node", node=True)
 
 
@@ -117,23 +120,31 @@ class Worker:
         """Run one call; flags for the pool, and the outcome."""
         order = messages.decode_order(request[0])
         if order.form == "lease":
-            return b"", self._serve_lease(messages.decode_terms(order.context))
+            terms = messages.decode_terms(order.context)
+            with within(Grant(memory=terms.memory)):
+                return b"", self._serve_lease(terms)
         # Threads of the call inherit no context variables; there is one call here, so they share its context.
         contexts.adopt(contexts.decode(order.context, speaker=_NODE) if order.context else None)
         try:
-            if order.program is not None:
-                return self._run_program(order, order.program, request[2:])
-            try:
-                function = self.function_of(order.name, order.digest, request[1])
-            except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
-                return b"", self.not_loaded(order, error)
-            if function is None:
-                return b"", messages.UNKNOWN
-            outcome = self.outcome_of(order, function, request[2:])
-            assert isinstance(outcome, bytes)
-            return b"", outcome
+            with within(order.grant):
+                flags, outcome = self._run(order, request)
         finally:
             contexts.adopt(None)
+        # What it has loaded for its GPUs stays with these: it is of no use for a call that gets others.
+        return messages.RETIRE if order.grant.gpus else flags, outcome
+
+    def _run(self, order: Order, request: list[bytes]) -> tuple[bytes, bytes]:
+        if order.program is not None:
+            return self._run_program(order, order.program, request[2:])
+        try:
+            function = self.function_of(order.name, order.digest, request[1])
+        except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
+            return b"", self.not_loaded(order, error)
+        if function is None:
+            return b"", messages.UNKNOWN
+        outcome = self.outcome_of(order, function, request[2:])
+        assert isinstance(outcome, bytes)
+        return b"", outcome
 
     def leave(self) -> NoReturn:
         """End a process that a call forked, as if its part of the program were over."""
@@ -228,11 +239,16 @@ class Worker:
                 pickled = cloudpickle.dumps(error, 5)
             except Exception:  # noqa: BLE001 - it does not pickle: its text must do
                 pickled = b""
-        kind = type(error).__name__
+        kind, hint, cause = type(error).__name__, "", "exception"
+        if isinstance(error, VirgoError):
+            hint = error.hint
+        elif isinstance(error, MemoryError):
+            hint, cause = _MEMORY_HINT, "memory"
         return failed(
             Failure(
                 f"{order.label} on node {self._node} raised {kind}: {_shown(error)}",
-                hint=error.hint if isinstance(error, VirgoError) else "",
+                hint=hint,
+                cause=cause,
                 node=self._node,
                 traceback=_traceback(error),
                 exception=pickled,

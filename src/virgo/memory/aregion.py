@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from virgo.members import node_of
 from virgo.memory.calls import Data
 from virgo.memory.regioncalls import RegionInfo
 from virgo.wire.call import whole
@@ -46,6 +47,9 @@ class AsyncRegion:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.free()
+
+    def __virgo_node__(self) -> int:
+        return node_of(self.id)
 
     async def size(self) -> int:
         """Declared bytes: the longest value."""

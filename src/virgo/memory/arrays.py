@@ -25,6 +25,7 @@ import numpy as np
 
 from virgo.errors import BadArgument, Denied, NotRunning, UnknownId
 from virgo.limits import MEMORY_REGION_BYTES_MAX
+from virgo.members import node_of
 from virgo.memory import descriptors
 from virgo.memory.leases import Lease
 from virgo.memory.regioncalls import SegmentInfo
@@ -192,6 +193,10 @@ class SharedArray(np.ndarray[Any, Any]):
     def _check_writable(self) -> None:
         if not self.flags.writeable and self.region is not None:
             raise self._read_only()
+
+    def __virgo_node__(self) -> int:
+        """Where it lies; what was made of it lies nowhere in particular."""
+        return 0 if self.region is None else node_of(self.region.id)
 
     def _of_region(self) -> Any:
         """Its region. Raises BadArgument for a part of one, which has none."""

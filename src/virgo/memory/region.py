@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from virgo.members import node_of
 from virgo.memory.calls import Data
 from virgo.memory.regioncalls import RegionInfo
 from virgo.wire import near
@@ -58,6 +59,9 @@ class Region:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.free()
+
+    def __virgo_node__(self) -> int:
+        return node_of(self.id)
 
     @property
     def size(self) -> int:
