@@ -272,6 +272,11 @@ WORKERS_MAX: Final = 256
 CALL_TERMINATE_S: Final = 2.0
 # Output of an allowlisted program; one that writes more is stopped, and the error says so.
 PROGRAM_OUTPUT_BYTES_MAX: Final = 16 * MiB
+# What is kept of the output of a worker, for how many calls, of how many dead workers; what is read at once.
+OUTPUT_BYTES: Final = 1 * MiB
+OUTPUT_READ_BYTES: Final = 256 * KiB
+OUTPUT_ENTRIES_MAX: Final = 10_000
+OUTPUT_FILES_MAX: Final = 64
 # A template imports modules of the user's choice before its first worker: time for that.
 TEMPLATE_START_S: Final = 60.0
 # From the end of a worker's connection to the report of how it ended.

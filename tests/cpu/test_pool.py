@@ -414,16 +414,6 @@ def test_a_call_that_closes_every_descriptor_harms_only_itself(tmp_path):
     assert isinstance(error, CallFailed) and after == 2
 
 
-def test_output_of_calls_goes_to_the_log_file(tmp_path):
-    """print() in a call is found in workers.log."""
-
-    def talk() -> None:
-        print("hello from a call")
-
-    outcome_of(tmp_path, shipped(talk))
-    assert "hello from a call" in (tmp_path / "workers.log").read_text()
-
-
 def test_modules_of_the_configuration_export_functions(tmp_path, monkeypatch):
     """cpu.imports are imported once, before the workers are forked."""
     (tmp_path / "wares.py").write_text(

@@ -28,6 +28,14 @@ def export_names(incomplete: str) -> list[tuple[str, str]]:
     return [entry for entry in found if entry[0].startswith(incomplete)]
 
 
+def task_ids(incomplete: str) -> list[tuple[str, str]]:
+    """Calls that run, with what they are called."""
+    found: list[tuple[str, str]] = []
+    with suppress(Exception), _cloud() as cloud:  # completion has no place to show an error
+        found = [(one.task, one.label) for one in cloud.cpu.tasks()]
+    return [entry for entry in found if entry[0].startswith(incomplete)]
+
+
 def remote_paths(incomplete: str) -> list[str]:
     """Files and directories of the cloud."""
     directory = incomplete.rpartition("/")[0] + "/"

@@ -5,6 +5,10 @@
     needs      processors, GPUs and memory that calls ask for, and a node's stock of them
     ceiling    keeps a call to what it was granted
     deaths     why a worker has died
+    outputs    what calls have written
+    running    a call, or a lease, as the pool has it
+    recalls    takes leases back for who waits
+    sight      answers what runs, and what a call has written, as `seen` says it
     line       who waits, by priority
     exports    functions that may be called by name, and `@virgo.export`
     programs   programs that may be called by name

@@ -22,10 +22,20 @@ from typing import Any, Unpack
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart
 from virgo.cpu.calls import Book, Item, Task
-from virgo.cpu.client import EXPORTS, WORKERS, Export, by_node, publish_of, unpublish_of
+from virgo.cpu.client import (
+    EXPORTS,
+    TASKS,
+    WORKERS,
+    Export,
+    by_node,
+    output_of,
+    publish_of,
+    unpublish_of,
+)
 from virgo.cpu.desk import Desk, Ticket
 from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Target, mapping, total_of
+from virgo.cpu.seen import TaskInfo, Written
 from virgo.cpu.shipping import arguments_of
 from virgo.cpu.tasks import CallOptions, Placed, task_of
 from virgo.limits import ASYNC_CALLS_MAX
@@ -263,6 +273,14 @@ class AsyncCpuClient:
     async def exports(self) -> list[Export]:
         """See `CpuClient.exports`."""
         return await self._runner.run(EXPORTS)
+
+    async def tasks(self) -> list[TaskInfo]:
+        """See `CpuClient.tasks`."""
+        return await self._runner.run(TASKS)
+
+    async def output(self, task: str, offset: int = 0) -> Written:
+        """See `CpuClient.output`."""
+        return await self._runner.run(output_of(task, offset))
 
     async def workers(self) -> int:
         """See `CpuClient.workers`."""

@@ -33,6 +33,7 @@ from virgo.cpu.exports import check_name, summary_of
 from virgo.cpu.futures import CpuFuture
 from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Maps, Target, mapping, shown, total_of
+from virgo.cpu.seen import TaskInfo, Written
 from virgo.cpu.shipping import arguments_of
 from virgo.cpu.tasks import CallOptions, Placed, task_of
 from virgo.limits import (
@@ -94,6 +95,14 @@ def _as_workers(reply: bytes) -> int:
 
 
 WORKERS: Call[int] = Call(("NODES",), _as_workers)
+
+
+TASKS: Call[list[TaskInfo]] = Call(("CPU.PS",), lambda reply: msgspec.json.decode(reply, type=list[TaskInfo]))
+
+
+def output_of(task: str, offset: int) -> Call[Written]:
+    """What a call has written."""
+    return Call(("CPU.LOG", task, offset), lambda reply: msgspec.msgpack.decode(reply, type=Written))
 
 
 def unpublish_of(name: str) -> Call[None]:
@@ -336,6 +345,23 @@ class CpuClient(Executor):
     def exports(self) -> list[Export]:
         """What can be called by name through this node."""
         return self._runner.run(EXPORTS)
+
+    def tasks(self) -> list[TaskInfo]:
+        """What all nodes run, and what waits there; calls that wait at a client are its own business."""
+        return self._runner.run(TASKS)
+
+    def output(self, task: str, offset: int = 0) -> Written:
+        """What a call has written, or writes: some of it, from an offset on.
+
+        Args:
+            task: its id, of `tasks`, or of `virgo.context` inside it.
+            offset: bytes to leave out.
+
+        Raises:
+            BadArgument: it has written nothing that is kept.
+            Denied: it is another identity's, and you are no admin.
+        """
+        return self._runner.run(output_of(task, offset))
 
     def workers(self) -> int:
         """Calls that the nodes of the cloud run at once."""

@@ -41,9 +41,19 @@ class Hiring:
 
     def idle_s(self, now: float) -> float:
         """For how long its worker has done nothing; 0.0 while it works."""
-        if self.slate is None or not self.slate.words[RESTING]:
+        if self.slate is None or not self.resting:
             return 0.0
-        return now - max(self.since, self.slate.words[SINCE_NS] / 1e9)
+        return now - self.doing_since
+
+    @property
+    def resting(self) -> bool:
+        """Whether its worker has nothing to do."""
+        return self.slate is None or bool(self.slate.words[RESTING])
+
+    @property
+    def doing_since(self) -> float:
+        """Since when its worker has been at the calls that it was sent, or at rest, in monotonic time."""
+        return self.since if self.slate is None else max(self.since, self.slate.words[SINCE_NS] / 1e9)
 
     def start(self) -> list[int]:
         """What the worker gets, to be closed by who asked: descriptors of connection and slate."""

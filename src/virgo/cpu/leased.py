@@ -12,6 +12,7 @@ the client's again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -77,6 +78,7 @@ class Leased:
         self._words = self._slate.words
         self._terms = terms
         self._next = 0  # number of the next call
+        self._written = worker.output_end()
         self._laid = self._sent = 0  # bytes of outcomes laid down, and of these sent
         self._label = ""
         self._gone = False  # the client is
@@ -124,7 +126,7 @@ class Leased:
         """The context of the call that runs, made when somebody asks for it."""
         if self._context is None:
             self._context = Context(
-                id=f"{self._terms.prefix}-{self._next:x}",
+                id=self._terms.task(self._next),
                 cause=self._parcel.cause,
                 deadline=self._deadline,
                 identity=self._terms.identity,
@@ -198,6 +200,8 @@ class Leased:
             apart = type(arguments) is not bytes
             parcel[position] = b""  # large ones are not kept while the others run
             del arguments
+            if worker.output_end() != self._written:  # before the outcome: who has that may ask for it
+                self._say_written()
             self._lay(outcome)
             if apart:
                 self._give_back(ran=len(outcome) > 1)
@@ -261,6 +265,14 @@ class Leased:
         for part in (b"$%d\r\n" % size, outcome, b"\r\n"):
             self._send(memoryview(part), give_up=False)
         self._words[UNSENT_FIRST] = self._next + 1
+
+    def _say_written(self) -> None:
+        """Tell the node which part of the output is of the call that has ended; nobody waits for it."""
+        start, self._written = self._written, self._worker.output_end()
+        what = messages.encode_order([self._next, self._parcel.label, start, self._written])
+        with contextlib.suppress(OSError):  # the node is stopped, or gone
+            said = b"*2\r\n$1\r\n%b\r\n$%d\r\n%b\r\n" % (messages.WROTE, len(what), what)
+            self._orders.send(said, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def _give_back(self, *, ran: bool) -> None:
         """Give segments back that came with calls, unless they are still used, or results fill them again.

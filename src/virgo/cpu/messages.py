@@ -53,6 +53,8 @@ WANTED: Final = [b"wanted"]
 
 # From a worker to its pool, beside the outcome.
 RETIRE: Final = b"R"  # do not use me again: something of the call is left in me
+# Instead of it, from a leased one: number and label of a call, from where to where of the output it wrote.
+WROTE: Final = b"W"
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -144,6 +146,10 @@ class Terms(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     identity: Identity
     memory: int = 0
 
+    def task(self, number: int) -> str:
+        """The id of one of its calls."""
+        return f"{self.prefix}-{number:x}"
+
 
 class Parcel(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """The head of what a client sends to a leased worker; the function and arguments of calls follow.
@@ -214,7 +220,7 @@ def decode_options(data: bytes) -> Options:
         ) from None
 
 
-def encode_order(order: Order | Parcel | Terms) -> bytes:
+def encode_order(order: Order | Parcel | Terms | list[int | str]) -> bytes:
     """An order, or what a worker is told of a lease or of calls by a client, as bytes."""
     return _packer.encode(order)
 
@@ -259,6 +265,11 @@ def pickled(value: Any, *, segments: bool = False) -> Sent:
     except Exception:  # noqa: BLE001 - whatever it was, cloudpickle decides, and its error is told
         data = apart.dumps(value, cloudpickle.dumps, segments=segments)
     return data if isinstance(data, Apart) or data[:1] == ALONG else PICKLED + data
+
+
+def unpack(data: bytes) -> Any:
+    """What MessagePack holds. Raises msgspec.DecodeError."""
+    return _unpack(data)
 
 
 def texted(value: Any) -> bytes:

@@ -23,20 +23,20 @@ from typing import Any, Final
 import msgspec
 
 from virgo.cpu import messages
-from virgo.cpu.core import Crew, Effect, Fork, Ledger, Retire, Start
+from virgo.cpu.core import Effect, Fork, Ledger, Retire, Start
 from virgo.cpu.deaths import Deaths
 from virgo.cpu.hiring import Hiring
 from virgo.cpu.messages import Order, Work
 from virgo.cpu.needs import Grant, Stock
+from virgo.cpu.outputs import Entry, Outputs
 from virgo.cpu.processes import TemplateProcess, WorkerProcess
+from virgo.cpu.recalls import Recalls
+from virgo.cpu.running import Call
+from virgo.cpu.seen import TaskInfo
 from virgo.errors import Busy, DeadlineExceeded, NodeLost, NotLoaded, VirgoError
 from virgo.limits import (
     CALL_TERMINATE_S,
     FUNCTIONS_CACHED_MAX,
-    LEASE_IDLE_S,
-    LEASE_LOOK_S,
-    LEASE_TURN_S,
-    LEASE_UNUSED_S,
     WORKER_LOG_BYTES_MAX,
 )
 
@@ -44,26 +44,6 @@ log = logging.getLogger("virgo.cpu")
 
 _TRIM_S: Final = 1.0
 _FORK_AGAIN_S: Final = 0.1
-
-
-class _Call:
-    """One call on its way."""
-
-    __slots__ = ("future", "grant", "hiring", "number", "since", "work")
-
-    def __init__(self, number: int, work: Work, hiring: Hiring | None, grant: Grant) -> None:
-        self.grant = grant
-        self.number = number
-        self.work = work
-        self.hiring = hiring
-        self.since = time.monotonic()
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    @property
-    def label(self) -> str:
-        """Of what its worker is at."""
-        slate = None if self.hiring is None else self.hiring.slate
-        return self.work.label if slate is None else slate.label or self.work.label
 
 
 class WorkerPool:
@@ -79,8 +59,9 @@ class WorkerPool:
         memory_bytes: what a call that asks for no memory may hold, 0 for no limit.
 
     Attributes:
-        outside: the client that waits longest for a place here before it comes to the pool, and since when
-            (in monotonic time, 0.0 if nobody does); to be set.
+        stock: what it has of other things than processors.
+        recalls: takes leases back for who waits.
+        outputs: what its calls have written.
     """
 
     def __init__(
@@ -98,6 +79,7 @@ class WorkerPool:
         self.stock = stock or Stock(gpus=0, memory=0)
         self._memory_bytes = memory_bytes
         self._log_path = directory / "workers.log"
+        self.outputs = Outputs(directory / "output")
         self._ledger = Ledger(target=target)
         self._template = TemplateProcess(
             self,
@@ -107,14 +89,13 @@ class WorkerPool:
             environment={**os.environ, **(environment or {}), "VIRGO_NODE": node},
         )
         self._workers: dict[int, WorkerProcess] = {}
-        self._calls: dict[int, _Call] = {}
-        self._at: dict[int, _Call] = {}  # by worker
+        self._calls: dict[int, Call] = {}
+        self.recalls = Recalls(self._ledger, self._calls, self._workers)
+        self._at: dict[int, Call] = {}  # by worker
         self._serial = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._deaths = Deaths(node)
-        self._look: asyncio.TimerHandle | None = None
-        self.outside: Callable[[], tuple[Crew, float]] = lambda: (b"", 0.0)
         self.done = self.failed = 0
 
     def __repr__(self) -> str:
@@ -140,7 +121,7 @@ class WorkerPool:
     @property
     def outstanding(self) -> int:
         """Places of calls running or waiting; a lease counts while its worker works."""
-        return sum(call.work.needs.cpus for call in self._calls.values()) - len(self._idle())
+        return sum(call.work.needs.cpus for call in self._calls.values()) - len(self.recalls.idle())
 
     @property
     def at_work(self) -> bool:
@@ -150,12 +131,30 @@ class WorkerPool:
     @property
     def room(self) -> int:
         """Calls that would not have to wait for a worker, or but for a moment."""
-        return self._ledger.room + len(self._idle())
+        return self._ledger.room + len(self.recalls.idle())
 
     @property
     def target(self) -> int:
         """Workers that run at once when no call waits for another."""
         return self._ledger.target
+
+    def tasks(self) -> list[TaskInfo]:
+        """What its workers are at, and what waits for one."""
+        now = time.monotonic()
+        return [
+            call.describe(self.node, self._workers.get(self._ledger.worker_of(number) or 0), now)
+            for number, call in self._calls.items()
+        ]
+
+    def output(self, task: str) -> Entry | None:
+        """What a call has written, or is writing; None if that is nothing that is kept."""
+        found = self.outputs.find(task)
+        if found is not None:
+            return found
+        for worker, call in self._at.items():
+            if call.hiring is not None and not call.hiring.resting and call.task == task:
+                return Entry(worker, call.label, call.owner, call.output_from)
+        return None
 
     def pids(self) -> list[int]:
         """The processes: the template's first, then the workers'."""
@@ -164,6 +163,7 @@ class WorkerPool:
     async def start(self) -> None:
         """Start the template and one worker. Raises BadConfig, NotLoaded."""
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.outputs.start()
         await self._template.start()
         self._spawn(self._tidy())
         self._apply(self._ledger.warm(1))
@@ -171,6 +171,7 @@ class WorkerPool:
     async def stop(self) -> None:
         """End all workers and what their calls have started; outstanding calls fail with NodeLost."""
         self._stopping = True
+        self.recalls.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -183,6 +184,7 @@ class WorkerPool:
         await self._template.stop()
         if workers:
             await asyncio.wait([worker.gone for worker in workers], timeout=CALL_TERMINATE_S)
+        self.outputs.close()
 
     def retarget(self, target: int) -> None:
         """Set how many workers run at once."""
@@ -247,7 +249,7 @@ class WorkerPool:
             raise NotLoaded(f"the processor pool of node {self.node} is stopping")
         if not grant.memory and self._memory_bytes:
             grant = msgspec.structs.replace(grant, memory=self._memory_bytes)
-        call = _Call(next(self._serial), work, hiring, grant)
+        call = Call(next(self._serial), work, hiring, grant)
         started(call.number)
         self._calls[call.number] = call
         try:
@@ -257,7 +259,7 @@ class WorkerPool:
                 self._ledger.submit(call.number, nested=nested, extra=extra, crew=crew, places=places)
             )
             if self._ledger.waiting:
-                self.press()
+                self.recalls.press()
             await self._until_done(call, deadline)
             outcome = call.future.result()
             ok = outcome[:1] != messages.FAILED
@@ -271,44 +273,7 @@ class WorkerPool:
                 self.failed += not ok
         return outcome
 
-    def press(self) -> None:
-        """Somebody waits for a worker: recall leases for him as they are to be had, until nobody waits."""
-        if self._look is None:
-            self._look_for_leases()
-
-    def _look_for_leases(self) -> None:
-        self._look = None
-        call = self._calls.get(self._ledger.first or 0)
-        if call is not None:
-            crew, since = b"" if call.hiring is None else call.hiring.crew, call.since
-        else:
-            crew, since = self.outside()
-        if self._stopping or not since:
-            return
-        now = time.monotonic()
-        number = self._ledger.victim(crew, self._idle(), turn=now - since > LEASE_TURN_S)
-        if number is not None:
-            self._recall(number)
-        self._look = asyncio.get_running_loop().call_later(LEASE_LOOK_S, self._look_for_leases)
-
-    def _idle(self) -> set[int]:
-        """The leases whose workers do nothing."""
-        now = time.monotonic()
-        return {
-            number
-            for number, call in self._calls.items()
-            if call.hiring is not None and call.hiring.idle_s(now) > LEASE_IDLE_S
-        }
-
-    def _recall(self, number: int) -> None:
-        call = self._calls[number]
-        worker = self._ledger.worker_of(number)
-        if worker is not None and call.hiring is not None:
-            self._ledger.recall(number)
-            call.hiring.recall()
-            self._workers[worker].send(*messages.WANTED)
-
-    async def _until_done(self, call: _Call, deadline: float | None) -> None:
+    async def _until_done(self, call: Call, deadline: float | None) -> None:
         left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             await asyncio.wait([call.future], timeout=left_s)
@@ -323,7 +288,7 @@ class WorkerPool:
                 else f"{call.work.label} was not begun on node {self.node} before its deadline"
             )
 
-    async def _abandon(self, call: _Call, reason: str) -> bool:
+    async def _abandon(self, call: Call, reason: str) -> bool:
         """End a call, with its worker if it has one, and wait until that is dead."""
         number = self._ledger.worker_of(call.number)
         if number is None:
@@ -346,13 +311,21 @@ class WorkerPool:
     def answered(self, worker: WorkerProcess, flags: bytes, outcome: bytes) -> None:
         """A worker has ended its call."""
         call = self._at.get(worker.number)
-        if call is None or worker.ending:
+        if call is None:
+            return
+        if flags == messages.WROTE:
+            number, label, start, end = messages.unpack(outcome)
+            self.outputs.wrote(call.task_of(number), worker.number, label, call.owner, start, end)
+            call.output_from = end
+            return
+        if worker.ending:
             return
         if outcome[:1] == messages.UNKNOWN:
             worker.known.clear()
             self._hand(worker, call)
             return
         del self._at[worker.number]
+        self.outputs.ended(call.task)
         if not call.future.done():
             call.future.set_result(outcome)
         if messages.RETIRE in flags:
@@ -365,6 +338,10 @@ class WorkerPool:
         """A worker is dead: tell its call, and make another if there is work."""
         self._workers.pop(worker.number, None)
         call = self._at.pop(worker.number, None)
+        if call is not None and call.hiring is not None:  # what it was at cannot say any more what it wrote
+            end = self.outputs.size(worker.number)
+            self.outputs.wrote(call.task, worker.number, call.label, call.owner, call.output_from, end)
+        self.outputs.gone(worker.number)
         if call is not None and not call.future.done() and not worker.ending:
             call.future.set_result(messages.failed(self._deaths.explain(call.label, worker.status)))
         if not self._stopping:
@@ -382,12 +359,14 @@ class WorkerPool:
             elif isinstance(effect, Retire):
                 self._workers[effect.worker].kill("it was not needed any more")
 
-    def _hand(self, worker: WorkerProcess, call: _Call) -> None:
+    def _hand(self, worker: WorkerProcess, call: Call) -> None:
         """Send a call to a worker; the function only if the worker does not have it."""
         work = call.work
         if call.hiring is not None:
             self._hand_over(worker, call, call.hiring)
             return
+        call.began = time.monotonic()
+        self.outputs.began(call.task, worker.number, work.label, call.owner)
         digest = function = b""
         if work.function:
             digest = hashlib.sha256(work.function).digest()
@@ -400,8 +379,9 @@ class WorkerPool:
         order = Order(work.form, work.label, work.name, digest, work.program, work.context, call.grant)
         worker.send(messages.encode_order(order), function, *work.arguments)
 
-    def _hand_over(self, worker: WorkerProcess, call: _Call, hiring: Hiring) -> None:
+    def _hand_over(self, worker: WorkerProcess, call: Call, hiring: Hiring) -> None:
         """Give a worker the connection of the client who leases it."""
+        call.output_from = self.outputs.size(worker.number)
         order = messages.encode_order(Order(call.work.form, call.work.label, context=call.work.context))
         try:
             worker.hand(hiring.start(), order)
@@ -419,7 +399,7 @@ class WorkerPool:
         told = ""
         while worker is None:
             try:
-                worker = await self._template.fork(number)
+                worker = await self._template.fork(number, self.outputs)
             except (OSError, NotLoaded) as error:
                 if str(error) != told:
                     told = str(error)
@@ -441,10 +421,8 @@ class WorkerPool:
         while True:
             await asyncio.sleep(_TRIM_S)
             self._apply(self._ledger.trim())
-            now = time.monotonic()
-            for number, call in self._calls.items():
-                if call.hiring is not None and call.hiring.idle_s(now) > LEASE_UNUSED_S:
-                    self._recall(number)
+            self.recalls.take_unused()
+            self.outputs.trim()
             with contextlib.suppress(FileNotFoundError):
                 if self._log_path.stat().st_size > WORKER_LOG_BYTES_MAX:
                     os.truncate(self._log_path, 0)  # all write to it in append mode

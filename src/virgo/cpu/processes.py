@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, cast
 import hiredis
 import msgspec
 
+from virgo.cpu.outputs import Outputs
 from virgo.errors import BadConfig, NotLoaded
 from virgo.limits import CALL_TERMINATE_S, RESTART_BACKOFF_S_MAX, TEMPLATE_START_S, WORKER_STATUS_S
 
@@ -227,27 +228,30 @@ class TemplateProcess:
         for worker in list(self._workers.values()):
             self._forget(worker)
 
-    async def fork(self, number: int) -> WorkerProcess:
-        """Fork a worker and connect to it. Raises NotLoaded, OSError."""
+    async def fork(self, number: int, outputs: Outputs) -> WorkerProcess:
+        """Fork a worker that writes to a file of `outputs`, and connect to it. Raises NotLoaded, OSError."""
         if self._control is None or not self.alive:
             raise NotLoaded("the template of the workers is not there")
         worker = WorkerProcess(self._owner, self, number)
         ours, theirs = socket.socketpair()
-        read_end = -1
+        read_end = output = -1
         try:
+            output = outputs.open(number)
             read_end, write_end = os.pipe2(os.O_CLOEXEC)
             worker.hold_lifeline(write_end)
             ours.setblocking(False)
             message = msgspec.msgpack.encode(["fork", number])
-            socket.send_fds(self._control, [message], [theirs.fileno(), read_end])
+            socket.send_fds(self._control, [message], [theirs.fileno(), read_end, output])
         except OSError:
+            outputs.gone(number)
             worker.kill()
             ours.close()
             raise
         finally:
             theirs.close()
-            if read_end >= 0:
-                os.close(read_end)
+            for descriptor in (read_end, output):
+                if descriptor >= 0:
+                    os.close(descriptor)
         self._workers[number] = worker
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
         return worker

@@ -75,7 +75,7 @@ class Seating:
         self._full = False  # as the others know it
         self._visited = False  # by a client, maybe one whom another node counts as still on its way here
         self._look: asyncio.TimerHandle | None = None
-        pool.outside = self._longest
+        pool.recalls.outside = self._longest
 
     def __repr__(self) -> str:
         return f"<Seating {self._services.name} waiting={self.waiting}>"
@@ -179,7 +179,7 @@ class Seating:
             self._nested[serial] = waiting
         else:
             self._waiting.add(serial, waiting, priority=options.priority)
-        self._pool.press()
+        self._pool.recalls.press()
         self._watch()
         try:
             return await waiting.seat

@@ -9,6 +9,7 @@
 | `....SUBMIT`, `CPU.COLLECT` | | the same for many at once, see `mailbox` |
 | `....HERE` | | the same between nodes: run on this very node |
 | `CPU.CREW`, `CPU.LEASE`, `....STOP`, `....END` | write | workers for a client alone, see `leases` |
+| `CPU.PS`, `CPU.LOG` | read | what runs, what a call has written, see `sight` |
 | `CPU.PUBLISH`, `CPU.UNPUBLISH` | exec | functions of the whole cloud |
 
 Nothing that arrives is unpickled in this process, only in workers.
@@ -35,6 +36,7 @@ from virgo.cpu.placement import workers_of
 from virgo.cpu.pool import WorkerPool
 from virgo.cpu.programs import allowlist
 from virgo.cpu.published import Published, PublishedFunction
+from virgo.cpu.sight import Sight
 from virgo.errors import BadArgument
 from virgo.members import Load
 from virgo.module import NodeServices
@@ -169,8 +171,10 @@ class CpuModule:
         async def end(_session: Session, request: list[bytes]) -> bytes:
             return await leases.end(request[1], args.integer(request[2], "lease"))
 
+        assert self._pool is not None
         usage = "options function arguments"
         return [
+            *Sight(self._services, self._pool).commands(),
             Command(
                 "VIRGO_CLONE", self._clone, "write", 1, None, concurrent=True, usage="name [argument...]",
                 summary="Run an exported function or program on the least loaded node.",

@@ -66,7 +66,7 @@ class Template:
                 os.read(self._wake_read, 4096)
                 self._reap()
             if self._control.fileno() in ready:
-                data, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES_MAX, 2)
+                data, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES_MAX, 3)
                 if not data:
                     break
                 self._obey(msgspec.msgpack.decode(data), descriptors)
@@ -85,16 +85,16 @@ class Template:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._pids[number], rest[0])
 
-    def _fork(self, number: int, connection: int, lifeline: int) -> None:
+    def _fork(self, number: int, connection: int, lifeline: int, output: int) -> None:
         try:
             pid = os.fork()
         except OSError as error:
             print(f"worker {number} could not be forked: {error}", file=sys.stderr)
             pid = -1
         if pid == 0:
-            self._become_worker(connection, lifeline)
-        os.close(connection)
-        os.close(lifeline)
+            self._become_worker(connection, lifeline, output)
+        for descriptor in (connection, lifeline, output):
+            os.close(descriptor)
         if pid < 0:
             self.say("ended", number, None)
             return
@@ -103,7 +103,7 @@ class Template:
         self._pids[number], self._workers[pid] = pid, number
         self.say("forked", number, pid)
 
-    def _become_worker(self, connection: int, lifeline: int) -> None:
+    def _become_worker(self, connection: int, lifeline: int, output: int) -> None:
         """In the child: be a worker, then end without any clean-up of the parent's things."""
         try:
             signal.set_wakeup_fd(-1)
@@ -112,7 +112,7 @@ class Template:
             self._control.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
-            worker.main(socket.socket(fileno=connection), lifeline, node=self._settings.node)
+            worker.main(socket.socket(fileno=connection), lifeline, output, node=self._settings.node)
         except BaseException:  # noqa: BLE001 - the child must never run on into the parent's loop
             traceback.print_exc()
             os._exit(1)

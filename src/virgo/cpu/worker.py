@@ -73,6 +73,16 @@ def offer_to_oom_killer() -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
 
 
+def write_to(output: int) -> None:
+    """Make a descriptor standard output and standard error, for Python and for whatever else writes there."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(output, number)
+        stream = open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    os.close(output)
+
+
 class Worker:
     """Runs calls that arrive on a socket.
 
@@ -86,6 +96,7 @@ class Worker:
         self._handed: list[int] = []  # descriptors that came with the request
         self._connections: list[socket.socket] = []
         self.forked = False
+        self._flushes = (sys.stdout.flush, sys.stderr.flush)
         # A process that a call forks must not answer in the worker's place.
         os.register_at_fork(after_in_child=self._step_back)
 
@@ -130,6 +141,7 @@ class Worker:
                 flags, outcome = self._run(order, request)
         finally:
             contexts.adopt(None)
+            self.output_end()
         # What it has loaded for its GPUs stays with these: it is of no use for a call that gets others.
         return messages.RETIRE if order.grant.gpus else flags, outcome
 
@@ -152,6 +164,13 @@ class Worker:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(0)
+
+    def output_end(self) -> int:
+        """Where the output of this process, and of those that it has forked, has got to."""
+        for flush in self._flushes:
+            with contextlib.suppress(ValueError):  # the call has closed it
+                flush()
+        return os.lseek(1, 0, os.SEEK_CUR)
 
     def _step_back(self) -> None:
         """In a process that a call has forked: nothing of the worker's is ours."""
@@ -351,9 +370,10 @@ def _has_children() -> bool:
     return True
 
 
-def main(connection: socket.socket, lifeline: int, *, node: str) -> None:
+def main(connection: socket.socket, lifeline: int, output: int, *, node: str) -> None:
     """Be a worker, in a process just forked, until the connection is closed."""
     os.setpgid(0, 0)
+    write_to(output)
     bind_to_lifeline(lifeline)
     adopt_orphans()
     offer_to_oom_killer()

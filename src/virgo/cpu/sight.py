@@ -1,0 +1,98 @@
+"""What can be seen of calls: what all nodes are at, and what a call has written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from virgo import context as contexts
+from virgo.cpu.pool import WorkerPool
+from virgo.cpu.seen import TaskInfo, Written
+from virgo.errors import BadArgument, Denied, NodeLost, VirgoError
+from virgo.limits import OUTPUT_READ_BYTES
+from virgo.module import NodeServices
+from virgo.wire import args
+from virgo.wire.commands import Command
+from virgo.wire.session import Session
+
+_LOOK_S = 5.0  # for the answers of other nodes
+
+
+class Sight:
+    """Answers for this node, and for all.
+
+    Args:
+        services: the node.
+        pool: its workers.
+    """
+
+    def __init__(self, services: NodeServices, pool: WorkerPool) -> None:
+        self._services = services
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        return f"<Sight of {self._services.name}>"
+
+    def commands(self) -> Sequence[Command]:
+        """The commands that look."""
+        return [
+            Command("CPU.PS", self._ps, "read", concurrent=True,
+                    summary="What all nodes run, and what waits there, as JSON."),
+            Command("CPU.PS.HERE", self._ps_here, "read", summary="The same of this node."),
+            Command("CPU.LOG", self._log, "read", 1, 2, concurrent=True, usage="task [offset]",
+                    summary="What a call has written, from an offset on, as MessagePack."),
+            Command("CPU.LOG.HERE", self._log_here, "read", 1, 2, usage="task [offset]"),
+        ]  # fmt: skip
+
+    def _ps_here(self, _session: Session, _request: list[bytes]) -> bytes:
+        return msgspec.json.encode(self._pool.tasks())
+
+    async def _ps(self, session: Session, request: list[bytes]) -> bytes:
+        found = msgspec.json.decode(self._ps_here(session, request), type=list[TaskInfo])
+        for _, answer in await self._ask_others("CPU.PS.HERE"):
+            if not isinstance(answer, VirgoError):
+                found += msgspec.json.decode(answer, type=list[TaskInfo])
+        return msgspec.json.encode(found)
+
+    def _log_here(self, _session: Session, request: list[bytes]) -> bytes:
+        task = args.text(request[1], "task")
+        offset = args.integer(request[2], "offset") if len(request) > 2 else 0
+        entry = self._pool.output(task)
+        if entry is None or offset < 0:
+            raise BadArgument(
+                f"no call {task[:80]!r} has written anything that is kept here",
+                hint="`virgo ps` shows the calls that run; only the last MiB of each worker is kept.",
+            )
+        context = contexts.current()
+        if context is not None and context.identity.name != entry.owner and not context.identity.may("admin"):
+            raise Denied(
+                f"call {task} is another identity's", hint="Its owner sees what it wrote, and an admin."
+            )
+        start, data = self._pool.outputs.read(entry, offset, OUTPUT_READ_BYTES)
+        written = Written(task, self._services.name, entry.label, data, start, entry.ended)
+        return msgspec.msgpack.encode(written)
+
+    async def _log(self, session: Session, request: list[bytes]) -> bytes:
+        try:
+            return self._log_here(session, request)
+        except BadArgument as error:
+            missing = error
+        for _, answer in await self._ask_others("CPU.LOG.HERE", *request[1:]):
+            if isinstance(answer, bytes):
+                return answer
+            if not isinstance(answer, (BadArgument, NodeLost)):
+                raise answer
+        raise missing
+
+    async def _ask_others(self, *request: bytes | str) -> list[tuple[str, Any]]:
+        """The answers of the other nodes, or the errors."""
+        others = [one for one in self._services.members() if one.number != self._services.number]
+        calls = [self._services.call(one.number, *request, timeout_s=_LOOK_S) for one in others]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, VirgoError):
+                raise answer
+        return [(one.name, answer) for one, answer in zip(others, answers, strict=True)]
