@@ -44,7 +44,7 @@ def test_what_runs_is_shown_and_what_it_writes(on: Virgo, cloud3: RunningCloud, 
         while not (tasks := [one for one in on("ps", "--json").json if one["label"] == "count_to"]):
             assert time.monotonic() < deadline
         (task,) = tasks
-        assert (task["node"], task["state"], task["needs"]["cpus"]) == ("n2", "running", 1)
+        assert (task["node"], task["state"], task["cpus"]) == ("n2", "running", 1)
         shown = on("ps").text
         assert all(word in shown for word in ("TASK", "WHAT", task["task"], "count_to", "running"))
         while on("logs", task["task"]).text != "step 0\n":

@@ -10,7 +10,7 @@ from virgo.context import Context, Identity
 from virgo.cpu import messages
 from virgo.cpu.hiring import Hiring
 from virgo.cpu.messages import Terms, Work
-from virgo.cpu.needs import Grant, Needs
+from virgo.cpu.needs import Grant
 from virgo.cpu.processes import WorkerProcess
 from virgo.cpu.seen import TaskInfo
 from virgo.cpu.slate import BEGUN
@@ -95,8 +95,16 @@ class Call:
                 state = "leased" if self.hiring.resting else "running"
                 since = self.hiring.doing_since
                 calls = self.hiring.slate.words[BEGUN]
-        needs = Needs(self.grant.cpus, len(self.grant.gpus), self.grant.memory)
-        pid = 0 if worker is None else worker.pid
         return TaskInfo(
-            self.task, node, self.label, state, max(0.0, now - since), calls, pid, self.owner, needs
-        )  # fmt: skip
+            task=self.task,
+            node=node,
+            label=self.label,
+            state=state,
+            seconds=max(0.0, now - since),
+            calls=calls,
+            pid=0 if worker is None else worker.pid,
+            owner=self.owner,
+            cpus=self.grant.cpus,
+            gpus=len(self.grant.gpus),
+            memory=self.grant.memory,
+        )

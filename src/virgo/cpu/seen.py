@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from virgo.cpu.needs import Needs
-
 
 class TaskInfo(msgspec.Struct, frozen=True):
     """One call.
@@ -19,7 +17,7 @@ class TaskInfo(msgspec.Struct, frozen=True):
         calls: begun so far by the worker, for the client that has leased it; 0 if none has.
         pid: of the worker, 0 while it waits.
         owner: on whose behalf.
-        needs: what it was granted.
+        cpus, gpus, memory: what it was granted: places, GPUs, bytes (0 for no limit).
     """
 
     task: str
@@ -30,7 +28,9 @@ class TaskInfo(msgspec.Struct, frozen=True):
     calls: int
     pid: int
     owner: str
-    needs: Needs
+    cpus: int
+    gpus: int
+    memory: int
 
 
 class Written(msgspec.Struct, frozen=True):
