@@ -47,6 +47,7 @@ _F_SETSIG: Final = 10  # Linux; the standard library has no name for it
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = "500"  # when memory runs out, a worker goes before its node
 _MEMORY_HINT: Final = "Let it hold less at once, or ask for more: memory=, or cpu.memory_bytes for all calls."
+_seek = os.lseek
 _NODE: Final = Identity(name="node", node=True)
 
 
@@ -168,9 +169,11 @@ class Worker:
     def output_end(self) -> int:
         """Where the output of this process, and of those that it has forked, has got to."""
         for flush in self._flushes:
-            with contextlib.suppress(ValueError):  # the call has closed it
+            try:  # not `suppress`: this is done after every call
                 flush()
-        return os.lseek(1, 0, os.SEEK_CUR)
+            except ValueError:
+                continue
+        return _seek(1, 0, os.SEEK_CUR)
 
     def _step_back(self) -> None:
         """In a process that a call has forked: nothing of the worker's is ours."""
