@@ -272,6 +272,8 @@ WORKERS_MAX: Final = 256
 CALL_TERMINATE_S: Final = 2.0
 # Output of an allowlisted program; one that writes more is stopped, and the error says so.
 PROGRAM_OUTPUT_BYTES_MAX: Final = 16 * MiB
+# Labels of calls whose durations a node knows.
+DURATIONS_MAX: Final = 4096
 # What is kept of the output of a worker, for how many calls, of how many dead workers; what is read at once.
 OUTPUT_BYTES: Final = 1 * MiB
 OUTPUT_READ_BYTES: Final = 256 * KiB

@@ -11,10 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from virgo.cpu import core
 from virgo.cpu.core import Fork, Ledger, Retire, Start
+from virgo.cpu.durations import Durations
 from virgo.cpu.line import Line
-from virgo.cpu.placement import Candidate, Seats, choose, workers_of
+from virgo.cpu.placement import Candidate, Seats, choose, compared, workers_of
 from virgo.errors import Busy
-from virgo.limits import WORKERS_MAX
+from virgo.limits import DURATIONS_MAX, WORKERS_MAX
 from virgo.members import Load, Member
 
 
@@ -373,3 +374,35 @@ def test_data_draw_a_call_but_do_not_make_it_wait():
     assert 2 not in {choose(pool, chance=chance, near=2) for _ in range(20)}
     many = [candidate(number, calls=1) for number in range(1, 100)]
     assert {choose(many, chance=chance, near=77) for _ in range(20)} == {77}
+
+
+def test_more_nodes_are_compared_for_longer_calls():
+    """Their figures are fresher, beside them."""
+    assert [compared(seconds) for seconds in (None, 0.001, 0.99, 1.0, 9.9, 10.0, 1e6)] == [
+        2,
+        2,
+        2,
+        4,
+        4,
+        8,
+        8,
+    ]
+    pool = [candidate(number, calls=1) for number in range(1, 500)] + [candidate(500)]
+    found = [
+        sum(choose(pool, chance=random.Random(seed), compare=few) == 500 for seed in range(2000))
+        for few in (2, 8)
+    ]
+    assert found[1] > 2 * found[0] > 0
+
+
+def test_durations_are_learnt_and_bounded():
+    """A moving average by name; the least recently used are forgotten."""
+    durations = Durations()
+    assert durations.expect("f") is None
+    durations.learn("f", 1.0)
+    durations.learn("f", 2.0)
+    assert durations.expect("f") == pytest.approx(1.3)
+    for number in range(DURATIONS_MAX):
+        durations.learn(str(number), float(number))
+    assert durations.expect("f") is None
+    assert list(durations.longest(2).values()) == [DURATIONS_MAX - 1, DURATIONS_MAX - 2]

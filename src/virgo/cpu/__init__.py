@@ -9,6 +9,7 @@
     running    a call, or a lease, as the pool has it
     recalls    takes leases back for who waits
     sight      answers what runs, and what a call has written, as `seen` says it
+    durations  how long calls take
     line       who waits, by priority
     exports    functions that may be called by name, and `@virgo.export`
     programs   programs that may be called by name

@@ -179,12 +179,14 @@ class Dispatcher:
         attempts, lost = 1, 0
         while True:
             number = await self.seating.take(options, refused)
+            began = time.monotonic()
             try:
                 if number == self._services.number:
                     outcome = await self._run_seated(options, function, arguments)
                 else:
                     outcome = await self._forward(number, options, function, arguments)
                 if outcome[:1] != messages.FAILED:
+                    self.seating.durations.learn(options.label, time.monotonic() - began)
                     return outcome
                 if attempts > options.retries or not messages.has_died(outcome):
                     return messages.after(outcome, attempts)

@@ -2,8 +2,9 @@
 
 A call is bound to a node as late as can be: it waits here until a node has a free place, so that it never
 waits there behind a slow one while another node is idle. Among nodes with a place the least loaded of a few
-is taken, the better of two random ones among many, since least-loaded herds when figures are a beat old
-(source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 2001).
+is taken, the best of some random ones among many, since least-loaded herds when figures are a beat old
+(source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 2001). Of how many,
+depends on how old a beat is beside such calls: of two, or of more if they take longer (`compared`).
 
 Figures of another node are its last, corrected by what this node knows: calls that it has there now, and what
 of the figures was not its own. However busy a node is with the calls of others, each asking node may have one
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from virgo.cpu.needs import Needs
+from virgo.limits import MEMBER_BEAT_S
 from virgo.members import Load, Member
 
 # Up to this many nodes all are compared.
@@ -54,11 +56,21 @@ class Candidate:
         return self.calls / self.workers + 0.5 * queue + pressure / 100
 
 
-def choose(candidates: Sequence[Candidate], *, chance: random.Random, near: int = 0) -> int:
+def compared(duration_s: float | None) -> int:
+    """How many random nodes to compare for a call that will probably take so long; None if nothing is known.
+
+    Figures are up to a beat old. What a call is worth by then was found by simulation, see docs/placement.md.
+    """
+    if duration_s is None or duration_s < MEMBER_BEAT_S:
+        return 2
+    return 4 if duration_s < 10 * MEMBER_BEAT_S else 8
+
+
+def choose(candidates: Sequence[Candidate], *, chance: random.Random, near: int = 0, compare: int = 2) -> int:
     """The number of the node to run a call, of those that have a place.
 
     The node near its data, or else the local one, is taken unless it is clearly busier than the best;
-    otherwise the least loaded, and among equals a random one.
+    otherwise the least loaded, of so many random ones if there are many, and among equals a random one.
     """
     assert candidates
     if near:
@@ -66,16 +78,16 @@ def choose(candidates: Sequence[Candidate], *, chance: random.Random, near: int 
     else:
         preferred, bonus = next((one.number for one in candidates if one.local), -1), _LOCAL_BONUS
     if len(candidates) > _COMPARE_ALL_MAX:
-        compared = chance.sample(candidates, 2)
-        compared += [one for one in candidates if one.number == preferred and one not in compared]
+        few = chance.sample(candidates, compare)
+        few += [one for one in candidates if one.number == preferred and one not in few]
     else:
-        compared = list(candidates)
-    scores = [round(one.score, 3) for one in compared]
+        few = list(candidates)
+    scores = [round(one.score, 3) for one in few]
     best = min(scores)
-    for one, score in zip(compared, scores, strict=True):
+    for one, score in zip(few, scores, strict=True):
         if one.number == preferred and score <= best + bonus:
             return one.number
-    return chance.choice([one.number for one, score in zip(compared, scores, strict=True) if score == best])
+    return chance.choice([one.number for one, score in zip(few, scores, strict=True) if score == best])
 
 
 def fits(needs: Needs, load: Load, workers: int) -> bool:

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from virgo.cpu.core import Crew
+from virgo.cpu.durations import Durations
 from virgo.cpu.line import Line
 from virgo.cpu.messages import Options
 from virgo.cpu.needs import PLAIN
-from virgo.cpu.placement import Candidate, Seats, choose, fits, fits_now, workers_of
+from virgo.cpu.placement import Candidate, Seats, choose, compared, fits, fits_now, workers_of
 from virgo.cpu.pool import WorkerPool
 from virgo.errors import Busy, NodeLost, NoNode, VirgoError
 from virgo.limits import CALLS_WAITING_MAX
@@ -52,6 +53,9 @@ class Seating:
         pool: its workers.
         own: fills in this node's part of its load.
         chance: source of randomness for placement.
+
+    Attributes:
+        durations: how long calls take.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Seating:
         self._pool = pool
         self._own = own
         self._chance = chance
+        self.durations = Durations()
         self._random = services.config.cpu.placement.lower() == "random"
         self._seats: dict[int, Seats] = {services.number: Seats()}
         self._waiting: Line[_Waiting] = Line()
@@ -254,7 +259,10 @@ class Seating:
             return able[0].number
         if self._random:
             return self._chance.choice(able).number
-        return choose(able, chance=self._chance, near=self._number(options.near, members))
+        # A lease is for many calls, and lasts.
+        expected = 1.0 if options.crew else self.durations.expect(options.label)
+        near = self._number(options.near, members)
+        return choose(able, chance=self._chance, near=near, compare=compared(expected))
 
     @staticmethod
     def _number(near: str | int, members: Sequence[Member]) -> int:

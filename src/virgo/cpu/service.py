@@ -44,6 +44,7 @@ from virgo.wire import args, resp
 from virgo.wire.commands import Command
 from virgo.wire.session import Session
 
+_LONGEST = 10  # labels that are shown with their durations
 _CLIENTS = "These commands are for VIRGO's own clients; any other calls by name with VIRGO_CLONE."
 
 
@@ -110,6 +111,7 @@ class CpuModule:
             "clients": len(self._mailboxes),
             "unplaced": self._dispatcher.seating.waiting,
             "forwarded": dict(self._dispatcher.forwarded),
+            "longest_s": self._dispatcher.seating.durations.longest(_LONGEST),
         }
 
     def load(self, load: Load) -> Load:
