@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,12 @@ class Ran:
 
 
 Virgo = Callable[..., Ran]
+
+
+def beside(home: Path, *words: object) -> subprocess.Popen[bytes]:
+    """A command line in a process of its own, for what goes on meanwhile."""
+    command = [sys.executable, "-m", "virgo.cli", *map(str, words)]
+    return subprocess.Popen(command, env={**os.environ, "VIRGO_HOME": str(home)}, stdout=subprocess.PIPE)
 
 
 @pytest.fixture

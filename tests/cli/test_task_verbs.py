@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from cli.conftest import Ran, Virgo
+from cli.conftest import Ran, Virgo, beside
 from conftest import RunningCloud
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -49,15 +48,12 @@ def test_what_runs_is_shown_and_what_it_writes(on: Virgo, cloud3: RunningCloud, 
         assert all(word in shown for word in ("TASK", "WHAT", task["task"], "count_to", "running"))
         while on("logs", task["task"]).text != "step 0\n":
             assert time.monotonic() < deadline
-        followed: list[Ran] = []
-        thread = threading.Thread(target=lambda: followed.append(on("logs", "-f", task["task"])))
-        thread.start()
+        followed = beside(cloud3.home, "logs", "-f", task["task"])
         for step in range(2):
             (tmp_path / f"go{step}").touch()
             time.sleep(0.3)
-        thread.join(20)
         assert future.result(20) is None
-        assert [one.text for one in followed] == ["step 0\nstep 1\n"]
+        assert followed.communicate(timeout=20)[0] == b"step 0\nstep 1\n"
         found = on("logs", "--json", task["task"]).json
         assert found["output"] == "step 0\nstep 1\n" and found["ended"] and found["node"] == "n2"
         assert "leased" in on("ps", "--all").text

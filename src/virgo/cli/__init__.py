@@ -12,6 +12,7 @@
     data        virgo malloc, set, get, free
     files       virgo ls, cat, put, rm
     call        virgo call
+    remote      virgo run
     tasks       virgo ps, logs
     tools       virgo doctor, demo, version, systemd-unit
     diagnosis   virgo doctor: runs the checks and shows what they found

@@ -49,6 +49,7 @@ On the client's side:
     maps       one function over many arguments
     client     what users hold: `cloud.cpu`
     aclient    the same for asyncio; `desk` takes outcomes to its event loop
+    command    a command line as a call
     joblib_backend   for joblib and scikit-learn
 
 A call runs at most once, unless `retries=` says that it may be repeated. Every failure says its cause.

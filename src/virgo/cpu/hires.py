@@ -111,8 +111,8 @@ class Hires:
             return
         if near:
             hire.patience_s = LEASE_LOOK_S
-        elif name:  # meanwhile another one may have become free
-            hire.patience_s = LEASE_TURN_S
+        elif name:  # meanwhile another one may have become free; but this one may have to make the worker
+            hire.patience_s = 3 * LEASE_TURN_S
         self._open[node] = hire
         self._bench.epoll.register(hire.fileno(), select.EPOLLIN)
 
