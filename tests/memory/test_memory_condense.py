@@ -219,6 +219,10 @@ def test_clients_that_map_it_see_and_lose_nothing_old(tmp_path: Path) -> None:
     client = subprocess.Popen([sys.executable, "-c", CLIENT, *arguments])
     number = 0
     try:
+        deadline = time.monotonic() + 20
+        while not shared[1]:
+            assert time.monotonic() < deadline, "the client does not begin"
+            time.sleep(0.01)
         for _ in range(3):
             scatter(store, 800)
             deadline = time.monotonic() + 0.3

@@ -107,7 +107,7 @@ class Contact:
 
     def hire(self, *, node: str, extra: bool, near: bool) -> Hire:
         """Ask for a worker; the answer comes on the connection. Raises NotRunning, NodeLost, Busy."""
-        options = Options(label="lease", node=node, extra=extra, at_hand=near, crew=self._key.encode())
+        options = Options(label="a call", node=node, extra=extra, at_hand=near, crew=self._key.encode())
         connection: socket.socket | None = None
         try:
             connection = socket.socket(socket.AF_UNIX)
