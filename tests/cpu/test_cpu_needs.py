@@ -183,6 +183,19 @@ def test_gpus_come_back_from_calls_that_die_or_are_cancelled(cloud: Cloud) -> No
     assert cloud.cpu.submit_to(gpus, gpus=3).result(20) == "0,1,2"
 
 
+def test_calls_that_wait_for_gpus_let_others_pass(cloud: Cloud) -> None:
+    """They do not stand in the way of calls that need none, by leases or placed by the node."""
+    held = cloud.cpu.submit_to(gpus, (60.0,), gpus=3)
+    until(held.running)
+    waiting = [cloud.cpu.submit_to(gpus, (0.0,), gpus=1) for _ in range(5)]
+    time.sleep(0.1)
+    for options in ({}, {"cpus": 2}):
+        assert cloud.cpu.submit_to(abs, (-3,), **options).result(5) == 3
+    assert not any(future.done() for future in waiting)
+    held.cancel()
+    assert {future.result(20) for future in waiting} <= {"0", "1", "2"}
+
+
 def test_beyond_its_memory_a_call_gets_memory_error(cloud: Cloud) -> None:
     """The very exception, with a hint; the worker goes on, and the next call has its own ceiling."""
     assert cloud.cpu.clone(hold, 150 << 20, memory="200 MiB") == 150 << 20

@@ -184,8 +184,10 @@ class Seating:
             self._nested[serial] = waiting
         else:
             self._waiting.add(serial, waiting, priority=options.priority)
-        self._pool.recalls.press()
-        self._watch()
+        self.go_on()  # it may go where those before it may not
+        if not waiting.seat.done():
+            self._pool.recalls.press()
+            self._watch()
         try:
             return await waiting.seat
         except asyncio.CancelledError:
