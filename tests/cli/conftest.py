@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from conftest import RunningCloud
 from virgo.cli.app import app
 
 
@@ -55,5 +57,17 @@ def virgo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Virgo:
             changed.setenv("VIRGO_HOME", str(home or tmp_path / "home"))
             done = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
         return Ran(done.exit_code, done.stdout_bytes, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def on(virgo: Virgo, cloud3: RunningCloud) -> Virgo:
+    """`virgo`, in the home of the three-node cloud; a status that was not expected fails the test."""
+
+    def run(*words: object, status: int = 0, **options: object) -> Ran:
+        done = partial(virgo, home=cloud3.home)(*words, **options)
+        assert done.status == status, (done.status, done.text, done.err)
+        return done
 
     return run

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
-import pytest
-
-from cli.conftest import Ran, Virgo
+from cli.conftest import Virgo
 from conftest import RunningCloud
 from virgo.cli.memory import rates
 from virgo.memory.figures import NodePool, Pool
-
-
-@pytest.fixture
-def on(virgo: Virgo, cloud3: RunningCloud) -> Virgo:
-    """`virgo`, in the home of the three-node cloud; a failure that was not expected fails the test."""
-
-    def run(*words: object, status: int = 0, **options: object) -> Ran:
-        done = partial(virgo, home=cloud3.home)(*words, **options)
-        assert done.status == status, done.err
-        return done
-
-    return run
 
 
 def test_the_pool_and_its_namespaces(on: Virgo, cloud3: RunningCloud) -> None:

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cli.conftest import Ran, Virgo, beside
+from cli.conftest import Virgo, beside
 from conftest import RunningCloud
 from virgo.cpu.command import Command
 from virgo.errors import BadArgument
-
-
-@pytest.fixture
-def on(virgo: Virgo, cloud3: RunningCloud) -> Virgo:
-    """`virgo`, in the home of the three-node cloud; a status that was not expected fails the test."""
-
-    def run(*words: object, status: int = 0, **options: object) -> Ran:
-        done = partial(virgo, home=cloud3.home)(*words, **options)
-        assert done.status == status, (done.status, done.text, done.err)
-        return done
-
-    return run
 
 
 def test_a_command_runs_where_it_is_told(on: Virgo) -> None:

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import cloudpickle
-import pytest
 
-from cli.conftest import Ran, Virgo, beside
+from cli.conftest import Virgo, beside
 from conftest import RunningCloud
+from virgo import context as contexts
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture
-def on(virgo: Virgo, cloud3: RunningCloud) -> Virgo:
-    """`virgo`, in the home of the three-node cloud; a failure that was not expected fails the test."""
-
-    def run(*words: object, status: int = 0, **options: object) -> Ran:
-        done = partial(virgo, home=cloud3.home)(*words, **options)
-        assert done.status == status, done.err
-        return done
-
-    return run
 
 
 def count_to(path: str, number: int) -> None:
@@ -49,11 +36,12 @@ def test_what_runs_is_shown_and_what_it_writes(on: Virgo, cloud3: RunningCloud, 
         while on("logs", task["task"]).text != "step 0\n":
             assert time.monotonic() < deadline
         followed = beside(cloud3.home, "logs", "-f", task["task"])
+        assert followed.stdout is not None
         for step in range(2):
+            assert followed.stdout.readline() == f"step {step}\n".encode()
             (tmp_path / f"go{step}").touch()
-            time.sleep(0.3)
         assert future.result(20) is None
-        assert followed.communicate(timeout=20)[0] == b"step 0\nstep 1\n"
+        assert followed.communicate(timeout=20)[0] == b""
         found = on("logs", "--json", task["task"]).json
         assert found["output"] == "step 0\nstep 1\n" and found["ended"] and found["node"] == "n2"
         assert "leased" in on("ps", "--all").text
@@ -63,3 +51,19 @@ def test_a_call_that_wrote_nothing_is_said(on: Virgo) -> None:
     """With what to do; and a cloud that does nothing says so."""
     assert "virgo ps" in on("logs", "nonsense", status=1).err
     assert "Nothing runs" in on("ps").text or "TASK" in on("ps").text
+
+
+def test_long_output_is_shown_whole_and_without_a_word_of_what_is_not_kept(
+    on: Virgo, cloud3: RunningCloud
+) -> None:
+    """All of it was kept, though it is read in parts."""
+
+    def much() -> str:
+        print("x" * 600_000)
+        current = contexts.current()
+        assert current is not None
+        return current.id
+
+    with cloud3.connect("n1") as cloud:
+        shown = on("logs", cloud.cpu.clone(much))
+    assert shown.text == "x" * 600_000 + "\n" and shown.err == ""

@@ -7,30 +7,16 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cli.conftest import Ran, Virgo
+from cli.conftest import Virgo
 from conftest import RunningCloud
 from virgo.limits import FILE_IO_BYTES_MAX
 from virgo.members import PORTS, node_of
 
 BINARY = bytes(range(256)) + b"\r\n\x1b[2J"
-
-
-@pytest.fixture
-def on(virgo: Virgo, cloud3: RunningCloud) -> Virgo:
-    """`virgo`, in the home of the three-node cloud; a failure that was not expected fails the test."""
-
-    def run(*words: object, status: int = 0, **options: Any) -> Ran:
-        done = partial(virgo, home=cloud3.home)(*words, **options)
-        assert done.status == status, done.err
-        return done
-
-    return run
 
 
 def test_status_nodes_and_modules(on: Virgo) -> None:

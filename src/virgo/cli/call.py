@@ -15,8 +15,7 @@ import typer
 
 from virgo.cli import complete, render
 from virgo.cli.data import as_text, write_bytes
-from virgo.cli.options import WORK, Home, Json, Node, connected, within
-from virgo.limits import CALL_TIMEOUT_MS_MAX
+from virgo.cli.options import WORK, Home, Json, Node, Timeout, connected
 
 if TYPE_CHECKING:
     from virgo.cloud import Cloud
@@ -40,15 +39,7 @@ def call(
     words: Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="Its arguments.")] = None,
     node: Node = "",
     list_them: Annotated[bool, typer.Option("--list", help="List what can be called.")] = False,
-    timeout_s: Annotated[
-        float,
-        typer.Option(
-            "--timeout",
-            metavar="SECONDS",
-            callback=within(0, CALL_TIMEOUT_MS_MAX / 1000),
-            help="Stop it after that; 0 for no limit.",
-        ),
-    ] = 0.0,
+    timeout_s: Timeout = 0.0,
     as_json: Json = False,
     _home: Home = None,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from virgo.cli import complete
+from virgo.limits import CALL_TIMEOUT_MS_MAX
 
 if TYPE_CHECKING:
     from virgo.cloud import Cloud
@@ -33,6 +34,17 @@ def within(low: float, high: float) -> Callable[[T], T]:
         return value
 
     return check
+
+
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        callback=within(0, CALL_TIMEOUT_MS_MAX / 1000),
+        help="Stop it after that; 0 for no limit.",
+    ),
+]
 
 
 def use_home(value: Path | None) -> Path | None:

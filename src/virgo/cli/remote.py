@@ -10,8 +10,7 @@ import typer
 
 from virgo.cli import complete, render
 from virgo.cli.data import write_bytes
-from virgo.cli.options import WORK, Home, Json, connected, within
-from virgo.limits import CALL_TIMEOUT_MS_MAX
+from virgo.cli.options import WORK, Home, Json, Timeout, connected
 
 if TYPE_CHECKING:
     from virgo.cloud import Cloud
@@ -41,15 +40,7 @@ def run(
         str, typer.Option("--memory", metavar="SIZE", help="What each of its processes may hold: 2GiB.")
     ] = "0",
     directory: Annotated[str, typer.Option("--directory", metavar="DIR", help="Where it begins there.")] = "",
-    timeout_s: Annotated[
-        float,
-        typer.Option(
-            "--timeout",
-            metavar="SECONDS",
-            callback=within(0, CALL_TIMEOUT_MS_MAX / 1000),
-            help="Stop it after that; 0 for no limit.",
-        ),
-    ] = 0.0,
+    timeout_s: Timeout = 0.0,
     as_json: Json = False,
     _home: Home = None,
 ) -> None:

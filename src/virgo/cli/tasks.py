@@ -62,9 +62,9 @@ def logs(
     """Show what a call has written to standard output and standard error."""
     with connected() as cloud:
         written, text = cloud.cpu.output(task), b""
+        if written.offset and not as_json:
+            render.note(f"the first {written.offset} bytes are not kept any more")
         while True:
-            if written.offset > len(text) and not as_json and not text:
-                render.note(f"the first {written.offset} bytes are not kept any more")
             if as_json:
                 text += written.data
             else:

@@ -36,9 +36,7 @@ from virgo.cpu.maps import Maps, Target, mapping, shown, total_of
 from virgo.cpu.seen import TaskInfo, Written
 from virgo.cpu.shipping import arguments_of
 from virgo.cpu.tasks import CallOptions, Placed, task_of
-from virgo.limits import (
-    CALL_TERMINATE_S,
-)
+from virgo.limits import CALL_TERMINATE_S
 from virgo.wire.call import Call, Runner, as_nothing, as_text
 from virgo.wire.client import Client
 
@@ -347,7 +345,7 @@ class CpuClient(Executor):
         return self._runner.run(EXPORTS)
 
     def tasks(self) -> list[TaskInfo]:
-        """What all nodes run, and what waits there; calls that wait at a client are its own business."""
+        """What runs and what waits, on all nodes that answer; what waits at a client is its own business."""
         return self._runner.run(TASKS)
 
     def output(self, task: str, offset: int = 0) -> Written:

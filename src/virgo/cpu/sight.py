@@ -40,7 +40,7 @@ class Sight:
         """The commands that look."""
         return [
             Command("CPU.PS", self._ps, "read", concurrent=True,
-                    summary="What all nodes run, and what waits there, as JSON."),
+                    summary="What runs and what waits, on all nodes that answer, as JSON."),
             Command("CPU.PS.HERE", self._ps_here, "read", summary="The same of this node."),
             Command("CPU.LOG", self._log, "read", 1, 2, concurrent=True, usage="task [offset]",
                     summary="What a call has written, from an offset on, as MessagePack."),
@@ -52,7 +52,7 @@ class Sight:
 
     async def _ps(self, session: Session, request: list[bytes]) -> bytes:
         found = msgspec.json.decode(self._ps_here(session, request), type=list[TaskInfo])
-        for _, answer in await self._ask_others("CPU.PS.HERE"):
+        for answer in await self._ask_others("CPU.PS.HERE"):
             if not isinstance(answer, VirgoError):
                 found += msgspec.json.decode(answer, type=list[TaskInfo])
         return msgspec.json.encode(found)
@@ -80,14 +80,14 @@ class Sight:
             return self._log_here(session, request)
         except BadArgument as error:
             missing = error
-        for _, answer in await self._ask_others("CPU.LOG.HERE", *request[1:]):
+        for answer in await self._ask_others("CPU.LOG.HERE", *request[1:]):
             if isinstance(answer, bytes):
                 return answer
             if not isinstance(answer, (BadArgument, NodeLost)):
                 raise answer
         raise missing
 
-    async def _ask_others(self, *request: bytes | str) -> list[tuple[str, Any]]:
+    async def _ask_others(self, *request: bytes | str) -> list[Any]:
         """The answers of the other nodes, or the errors."""
         others = [one for one in self._services.members() if one.number != self._services.number]
         calls = [self._services.call(one.number, *request, timeout_s=_LOOK_S) for one in others]
@@ -95,4 +95,4 @@ class Sight:
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, VirgoError):
                 raise answer
-        return [(one.name, answer) for one, answer in zip(others, answers, strict=True)]
+        return answers
