@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.waiting import alive
 
 from conftest import _free, stop_cloud
 from virgo.kernel import ports as kernel_ports
@@ -54,14 +55,6 @@ def virgo(home: Path, *words: object, status: int = 0) -> subprocess.CompletedPr
     )
     assert done.returncode == status, done.stderr
     return done
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs (and not only waits to be reaped)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def pids_of(status: dict[str, Any]) -> list[int]:

@@ -219,6 +219,18 @@ def test_one_lease_is_recalled_at_a_time():
     assert ledger.victim(b"b", set(), turn=True) == 1
 
 
+def test_a_recalled_lease_at_a_long_call_keeps_nobody_waiting():
+    """Another is asked back after a turn, an idle one first, and none twice."""
+    ledger = leased(4, b"a", b"a", b"a", b"b")
+    ledger.recall(3)
+    assert ledger.victim(b"b", {1}, turn=True) is None
+    assert ledger.victim(b"b", {1}, {3}, turn=True) == 1
+    assert ledger.victim(b"", set(), {3}, turn=False) == 2
+    ledger.recall(2)
+    assert ledger.victim(b"", set(), {3}, turn=False) is None
+    assert ledger.victim(b"", set(), {2, 3}, turn=True) == 1
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """Whatever happens: no call has two workers, none is lost, and there are never too many workers."""
 

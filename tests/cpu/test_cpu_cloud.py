@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import cloudpickle
 import pytest
 import redis
 from tests.conftest import RunningCloud
+from tests.waiting import alive, until
 
 from virgo.aio import connect as aio_connect
 from virgo.cloud import Cloud, connect
@@ -51,20 +52,6 @@ def cloud(cloud3: RunningCloud) -> Iterator[Cloud]:
 
 def resp(cloud3: RunningCloud, name: str = "n1", *, token: str = "") -> redis.Redis:
     return redis.Redis(port=cloud3.ports(name)["cpu"], password=token or cloud3.token)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def until(condition: Callable[[], Any], limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
 
 
 def where(seconds: float = 0.0) -> str:
@@ -485,7 +472,7 @@ def test_the_loss_of_the_connected_node_fails_every_future(make_cloud):
             except (NodeLost, NotRunning, NotLoaded):
                 return False
 
-        until(back, 30)
+        until(back, within_s=30)
         last = cloud.cpu.submit(time.sleep, 100)
         until(last.running)
         os.kill(running.node("n1")["pid"], signal.SIGKILL)

@@ -15,6 +15,7 @@ from typing import Any
 import cloudpickle
 import pytest
 from tests.conftest import RunningCloud, a_cloud
+from tests.waiting import until
 
 from virgo import context as contexts
 from virgo.aio import connect as aio_connect
@@ -41,14 +42,6 @@ def running() -> Iterator[RunningCloud]:
 def cloud(running: RunningCloud) -> Iterator[Cloud]:
     with running.connect() as connected:
         yield connected
-
-
-def until(condition: Any, limit_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + limit_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
-    return found
 
 
 def held_below(directory: Path) -> int:

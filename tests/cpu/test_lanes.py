@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy
 import pytest
+from tests.waiting import until
 
 from virgo.context import Identity
 from virgo.cpu import messages, slate
@@ -115,13 +116,6 @@ def hired(**options: Any) -> Iterator[Hired]:
         os.waitpid(worker.pid, 0)
         worker.lane.close()
         worker.orders.close()
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def double(number: int) -> int:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import psutil
 import pytest
 import redis
 from tests.conftest import RunningCloud, a_cloud
+from tests.waiting import until
 
 from virgo import context as contexts
 from virgo.cloud import Cloud
@@ -39,13 +40,6 @@ def running() -> Iterator[RunningCloud]:
 def cloud(running: RunningCloud) -> Iterator[Cloud]:
     with running.connect() as connected:
         yield connected
-
-
-def until(condition: Callable[[], Any], limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.005)
 
 
 def cpu(running: RunningCloud) -> dict[str, Any]:
@@ -170,7 +164,7 @@ def test_leases_end_with_their_client(running: RunningCloud) -> None:
     assert cpu(running)["leases"] >= 1
     client.close()
     assert future.cancelled()
-    until(lambda: cpu(running)["leases"] == 0, 5)
+    until(lambda: cpu(running)["leases"] == 0, within_s=5)
 
 
 def who() -> tuple[str, str]:
@@ -210,7 +204,7 @@ def test_a_client_has_one_crew_however_many_threads_begin(running: RunningCloud)
             with cf.ThreadPoolExecutor(16) as threads:
                 assert [each.result() for each in [threads.submit(first) for _ in range(16)]] == [8] * 16
             assert cpu(running)["lessees"] == 1
-        until(lambda: cpu(running)["lessees"] == 0, 5)
+        until(lambda: cpu(running)["lessees"] == 0, within_s=5)
 
 
 def test_a_client_that_was_closed_leases_no_more(running: RunningCloud) -> None:
@@ -252,7 +246,7 @@ time.sleep(100)
         assert client.stdout is not None and client.stdout.readline() == "begun\n"
         until(lambda: len(list(tmp_path.iterdir())) == 2)
         client.kill()
-    until(lambda: cpu(running)["leases"] == 0, 5)
+    until(lambda: cpu(running)["leases"] == 0, within_s=5)
     until(lambda: not any(psutil.pid_exists(int(path.name)) for path in tmp_path.iterdir()) or idle(running))
     with running.connect() as other:
         assert list(other.cpu.map(double, range(100))) == [2 * number for number in range(100)]
@@ -312,5 +306,5 @@ def test_a_cloud_left_alone_gives_its_workers_back(running: RunningCloud) -> Non
     with running.connect() as client:
         client.cpu.clone(double, 1)
         assert cpu(running)["leases"] == 1
-        until(lambda: cpu(running)["leases"] == 0, 15)
+        until(lambda: cpu(running)["leases"] == 0, within_s=15)
         assert client.cpu.clone(double, 2) == 4

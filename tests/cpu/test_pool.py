@@ -19,6 +19,7 @@ import cloudpickle
 import psutil
 import pytest
 import uvloop
+from tests.waiting import alive, until
 
 from virgo import context as contexts
 from virgo.cpu import messages
@@ -52,7 +53,7 @@ async def pool_of(directory: Path, target: int = 1, **options: Any) -> AsyncIter
     finally:
         pids = pool.pids()
         await pool.stop()
-        until(lambda: not any(map(alive, pids)), 1.0)
+        until(lambda: not any(map(alive, pids)), within_s=1.0)
 
 
 def in_pool(directory: Path, work: Callable[[WorkerPool], Any], **options: Any) -> Any:
@@ -80,20 +81,6 @@ def outcome_of(directory: Path, *works: Work, **options: Any) -> list[Any]:
         return results
 
     return in_pool(directory, work, **options)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
 
 
 # --- what is shipped ------------------------------------------------------------------------
@@ -258,7 +245,7 @@ def test_a_deadline_stops_the_call_and_what_it_started(tmp_path):
         pids = [int(word) for word in note.read_text().split()]
         assert len(pids) == 2
         assert not alive(pids[0])
-        until(lambda: not alive(pids[1]), 1.0)
+        until(lambda: not alive(pids[1]), within_s=1.0)
         return messages.as_reply(await pool.run(named("add", b"1", b"2")))
 
     assert in_pool(tmp_path, work) == 3

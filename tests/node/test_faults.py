@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.waiting import until
 
 from conftest import RunningCloud, stop_cloud
 from virgo.cloud import connect
@@ -22,16 +23,6 @@ from virgo.errors import Busy, NodeLost, NotLoaded, NotRunning, PortTaken, Unkno
 from virgo.limits import NODE_LOST_S
 from virgo.node import control
 from virgo.node.supervisor import UpOptions
-
-
-def until(condition: Callable[[], Any], *, within_s: float, what: str) -> Any:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {within_s} s")
 
 
 def attempt(work: Callable[[], Any]) -> Any:

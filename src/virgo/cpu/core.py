@@ -14,6 +14,7 @@ Which node runs a call is decided in `placement`.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from virgo.errors import Busy
@@ -204,24 +205,29 @@ class Ledger:
             if not self._lent[call]:
                 del self._lent[call]
 
-    def victim(self, crew: Crew, idle: set[int], *, turn: bool) -> int | None:
+    def victim(self, crew: Crew, idle: set[int], late: Collection[int] = (), *, turn: bool) -> int | None:
         """The lease to be recalled for a client who waits for a worker; None if none may be.
 
         Args:
             crew: the client, b"" if it is for a single call.
             idle: leases whose workers do nothing.
+            late: recalled ones whose workers are at a long call: nobody waits for these alone.
             turn: whether it has waited for so long that it is its turn.
         """
-        held = {call: who for call, who in self._leases.items() if call in self._workers}
-        if self._recalled & held.keys():  # one at a time: it is on its way
+        if not self._recalled.issubset(late):  # one at a time: it is on its way
             return None
+        held = {
+            call: who
+            for call, who in self._leases.items()
+            if call in self._workers and call not in self._recalled
+        }
         for call, who in held.items():
             if call in idle and who != crew:
                 return call
         if not held:
             return None
         counts = Counter(held.values())
-        own = counts[crew] if crew else self.running - len(held)
+        own = counts[crew] if crew else self.running - len(held) - len(self._recalled)
         most, count = counts.most_common(1)[0]
         if count > own + 1:
             return next(call for call in reversed(held) if held[call] == most)
@@ -230,7 +236,7 @@ class Ledger:
         return None
 
     def recall(self, call: int) -> None:
-        """The lease has been recalled."""
+        """The lease, which is held, has been recalled."""
         self._recalled.add(call)
 
     def retarget(self, target: int) -> list[Effect]:

@@ -23,16 +23,17 @@ class Hiring:
         slate: see there; None until a worker has it.
         since: when that was, in monotonic time.
         handed: done when a worker has it.
+        recalled: since when it is wanted back, 0.0 if it is not.
         elsewhere: the node that has one instead, for the client.
     """
 
-    __slots__ = ("crew", "duplicate", "elsewhere", "handed", "since", "slate")
+    __slots__ = ("crew", "duplicate", "elsewhere", "handed", "recalled", "since", "slate")
 
     def __init__(self, crew: Crew, duplicate: Callable[[], int]) -> None:
         self.crew = crew
         self.duplicate = duplicate
         self.slate: Slate | None = None
-        self.since = 0.0
+        self.since = self.recalled = 0.0
         self.elsewhere: list[str | int] = []
         self.handed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -68,5 +69,6 @@ class Hiring:
 
     def recall(self) -> None:
         """Ask for it back, on the slate."""
+        self.recalled = self.recalled or time.monotonic()
         if self.slate is not None:
             self.slate.words[WANTED] = 1

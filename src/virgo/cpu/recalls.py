@@ -79,10 +79,20 @@ class Recalls:
             crew, since = self.outside()
         if self._stopped or not since:
             return
-        number = self._ledger.victim(crew, self.idle(), turn=time.monotonic() - since > LEASE_TURN_S)
+        turn = time.monotonic() - since > LEASE_TURN_S
+        number = self._ledger.victim(crew, self.idle(), self._late(), turn=turn)
         if number is not None:
             self._recall(number)
         self._look = asyncio.get_running_loop().call_later(LEASE_LOOK_S, self._look_for_leases)
+
+    def _late(self) -> set[int]:
+        """Recalled leases whose workers are at a call that is longer than a turn."""
+        past = time.monotonic() - LEASE_TURN_S
+        return {
+            number
+            for number, call in self._calls.items()
+            if call.hiring is not None and 0.0 < call.hiring.recalled < past
+        }
 
     def _recall(self, number: int) -> None:
         hiring = self._calls[number].hiring
