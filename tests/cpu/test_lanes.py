@@ -20,11 +20,12 @@ from tests.waiting import until
 
 from virgo.context import Identity
 from virgo.cpu import messages, slate
-from virgo.cpu.apart import take_spare
+from virgo.cpu.apart import Apart, Received
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.client import arguments_of, task_of
 from virgo.cpu.lane import Lane, LaneOver
 from virgo.cpu.messages import Outcome, Terms
+from virgo.cpu.segments import Mapping, Segment, _mapped, take_spare
 from virgo.cpu.slate import WANTED, Slate
 from virgo.cpu.worker import Worker
 from virgo.errors import Denied, VirgoError
@@ -341,6 +342,76 @@ def test_memory_that_is_filled_again_is_nobodys() -> None:
             else:
                 assert (result == number + 0.5).all()
         assert all((array == number + 0.5).all() for number, array in kept.items())
+
+
+def test_an_array_that_is_returned_as_it_came_is_not_copied() -> None:
+    """It comes back in the memory in which it was sent, also most of it; what was written to does not."""
+    basket, array = Basket(), numpy.arange(200_000, dtype=float)
+
+    def changed(array: Any, value: float) -> Any:
+        array[77_777] = value
+        return array
+
+    def numbers_of(function: Any, *rest: Any) -> tuple[int, int]:
+        (item,) = basket.items(function, [(array, *rest)])
+        assert isinstance(item.arguments, Apart)
+        sent = item.arguments.segment.number
+        worker.lane.push([item])
+        outcomes: list[Any] = []
+        while worker.lane.flying:
+            outcomes += [outcome for _, outcome in worker.lane.receive()]
+        (outcome,) = outcomes
+        assert isinstance(outcome, Received)
+        result = messages.as_result(outcome, trusted=True)
+        (got,) = (number for number in _mapped if number not in kept)
+        kept[got] = result  # so that no memory is used again
+        return sent, got
+
+    kept: dict[int, Any] = {}
+    with hired() as worker:
+        for function in (lambda array: array, lambda array: array[1_000:190_000]):
+            sent, got = numbers_of(function)
+            assert got == sent
+            assert numpy.array_equal(kept[got], function(array))
+        for function, rest in ((changed, (-1.0,)), (lambda array: array[:50_000], ())):
+            sent, got = numbers_of(function, *rest)
+            assert got != sent
+        assert [float(result[77_777]) for result in kept.values() if len(result) == 200_000] == [
+            77_777.0,
+            -1.0,
+        ]
+
+
+def test_memory_of_a_returned_array_is_not_filled_while_either_side_has_it() -> None:
+    """Arrays that a worker keeps, or a client, or both, stay what they were, however many are sent later."""
+    basket, kept = Basket(), {}
+    store: list[Any] = []
+
+    def same(array: Any, number: int) -> Any:
+        if number % 3 == 0:
+            store.append((number, array))
+        assert all((one == float(at)).all() for at, one in store), "changed in the worker"
+        return array
+
+    with hired() as worker:
+        for number in range(40):
+            worker.lane.push(basket.items(same, [(numpy.full(100_000, float(number)), number)], number))
+            worker.receive(lambda: not worker.lane.flying)
+            result = messages.as_result(basket.outcomes.pop(number), trusted=True)
+            if number % 2:
+                result[0] = -1.0
+                kept[number] = result
+        assert len(kept) == 20
+        for number, result in kept.items():
+            assert result[0] == -1.0 and (result[1:] == float(number)).all()
+
+
+def test_memory_that_could_shrink_is_not_mapped() -> None:
+    """Whoever read it would be killed."""
+    descriptor = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, 1 << 20)
+    with pytest.raises(OSError, match="can be made so"):
+        Mapping(Segment(descriptor), 1 << 20, ours=True, kept=False)
 
 
 def test_memory_comes_back_after_a_call() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures as cf
+import gc
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy
 import psutil
 import pytest
 import redis
@@ -24,7 +26,9 @@ from tests.waiting import until
 from virgo import context as contexts
 from virgo.cloud import Cloud
 from virgo.context import Context, Identity
+from virgo.cpu.segments import Segment
 from virgo.errors import CallFailed, Denied, NodeLost, NotRunning
+from virgo.limits import APART_SPARE_MAX
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -205,6 +209,19 @@ def test_a_client_has_one_crew_however_many_threads_begin(running: RunningCloud)
                 assert [each.result() for each in [threads.submit(first) for _ in range(16)]] == [8] * 16
             assert cpu(running)["lessees"] == 1
         until(lambda: cpu(running)["lessees"] == 0, within_s=5)
+
+
+def test_what_was_sent_is_let_go_at_once(cloud: Cloud) -> None:
+    """Arrays of calls that have ended take no memory and no descriptors until something is collected."""
+    array = numpy.arange(100_000, dtype=float)
+    gc.disable()
+    try:
+        for _ in range(20):
+            assert cloud.cpu.clone(numpy.sum, array) == array.sum()
+            assert cloud.cpu.submit(numpy.max, array).result(20) == 99_999.0
+        assert Segment.alive <= 2 * APART_SPARE_MAX
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_was_closed_leases_no_more(running: RunningCloud) -> None:

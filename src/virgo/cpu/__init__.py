@@ -44,7 +44,8 @@ On the client's side:
     calls      tasks, calls of them, who waits for them
     futures    futures, runs, streams
     shipping   functions and arguments as bytes
-    apart      large buffers in shared memory
+    apart      large buffers beside what is pickled
+    segments   shared memory for them
     channel    many calls in flight of one client through a node
     maps       one function over many arguments
     client     what users hold: `cloud.cpu`

@@ -23,13 +23,14 @@ from typing import Final
 
 from virgo.context import Identity
 from virgo.cpu import messages
-from virgo.cpu.apart import Apart, take_spare
+from virgo.cpu.apart import Apart
 from virgo.cpu.bench import Bench, batch, errand
 from virgo.cpu.calls import Book, Direct, Item, Task
 from virgo.cpu.ends import Ends, late
 from virgo.cpu.hires import Hires
 from virgo.cpu.lane import Lane, LaneOver
 from virgo.cpu.messages import Outcome
+from virgo.cpu.segments import drop_spare
 from virgo.errors import DeadlineExceeded, InternalFault
 from virgo.limits import CALL_TERMINATE_S, LEASE_LOOK_S, LEASE_SLOW_S
 from virgo.wire.client import Client
@@ -160,6 +161,7 @@ class Crew:
         if outcome in _ODD:
             lane.forget(task)
             outcome = None
+        book.open.clear()  # it has the call and the call has it: what was sent would stay for long
         self._give_back(lane)
         return outcome
 
@@ -265,7 +267,7 @@ class Crew:
                 closed = self._bench.closed
                 if closed:
                     self._close()
-                take_spare()  # what was kept for the next call is not worth its memory
+                drop_spare()
                 self._thread = None
                 if not (self._at_work() or self._bench.closed != closed) or self._is_replaced():
                     return

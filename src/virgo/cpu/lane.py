@@ -21,9 +21,10 @@ import hiredis
 import msgspec
 
 from virgo.cpu import messages
-from virgo.cpu.apart import APART, GIFT, Apart, Received, Segment, spare
+from virgo.cpu.apart import APART, GIFT, LENT, Apart, Received
 from virgo.cpu.calls import Item, Task
 from virgo.cpu.messages import Outcome
+from virgo.cpu.segments import Segment, spare
 from virgo.cpu.slate import BEGUN, LET_GO, TAKEN_FROM, TAKEN_TO, UNSENT, UNSENT_FIRST, Slate
 from virgo.kernel import barrier
 from virgo.limits import AWAKE_S, SOON_S
@@ -220,7 +221,7 @@ class Lane:
                 if outcome == GIFT:
                     spare(Segment(self._descriptors.popleft()))
                     continue
-                if outcome[:1] == APART:
+                if outcome[:1] == APART or outcome[:1] == LENT:
                     outcome = Received(outcome, self._descriptors.popleft())
                 outcomes.append(outcome)
             next_one = self._flying.popleft
@@ -229,6 +230,7 @@ class Lane:
             hiredis.ProtocolError,
             IndexError,
             OSError,
+            ValueError,
             msgspec.DecodeError,
         ) as error:  # a call has written to the connection
             raise LaneOver from error

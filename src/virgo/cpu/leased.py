@@ -27,9 +27,10 @@ import msgspec
 from virgo import context as contexts
 from virgo.context import Context
 from virgo.cpu import messages, slate
-from virgo.cpu.apart import APART, GIFT, Apart, Received, Segment, spare, take_spare
+from virgo.cpu.apart import APART, GIFT, Apart, Received
 from virgo.cpu.exports import exported
 from virgo.cpu.messages import Failure, Parcel, Sent, Terms, failed
+from virgo.cpu.segments import Segment, drop_spare, spare, take_spare
 from virgo.cpu.slate import (
     BEGUN,
     LET_GO,
@@ -152,7 +153,7 @@ class Leased:
             words[RESTING] = 1
             ready = dict(self._poll.poll(_REST_MS))
             if not ready:
-                take_spare()  # what was kept for the next call is not worth its memory
+                drop_spare()
                 ready = dict(self._poll.poll())
             words[RESTING] = 0
             if words[WANTED] or self._orders.fileno() in ready:
@@ -187,7 +188,7 @@ class Leased:
             number = self._next
             arguments: bytes | Received = parcel[position]
             if parcel[position][:1] == APART and head.form == "pickle":
-                arguments = Received(parcel[position], self._descriptors.popleft())
+                arguments = Received(parcel[position], self._descriptors.popleft(), kept=True)
             words[BEGUN] = number + 1
             # Looked at after BEGUN shows it: either we see that it was taken, or who takes it sees BEGUN.
             if words[TAKEN_FROM] <= number < words[TAKEN_TO]:
@@ -234,7 +235,8 @@ class Leased:
         found = function
 
         def run(arguments: bytes | Received) -> Sent:
-            return worker.outcome_of(head, found, [arguments], segments=True)
+            came = arguments.mapping if isinstance(arguments, Received) else None
+            return worker.outcome_of(head, found, [arguments], segments=True, came=came)
 
         return run
 
@@ -243,7 +245,10 @@ class Leased:
     def _lay(self, outcome: Sent) -> None:
         """Lay an outcome down; send it at once if it is too long for that, or a descriptor goes with it."""
         if isinstance(outcome, Apart):
-            self._fills = True
+            if outcome.lent:
+                self._lend(outcome)
+            else:
+                self._fills = True
             self._flush()
             frame = b"$%d\r\n%b\r\n" % (len(outcome), outcome.data)
             self._send(memoryview(frame), give_up=False, segment=outcome.segment)
@@ -274,17 +279,30 @@ class Leased:
             said = b"*2\r\n$1\r\n%b\r\n$%d\r\n%b\r\n" % (messages.WROTE, len(what), what)
             self._orders.send(said, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
+    def _lend(self, outcome: Apart) -> None:
+        """Have a segment sent back in which a result lies; if it is used here, not for the client to fill."""
+        free = take_spare()
+        for segment in free:
+            if segment is not outcome.segment:
+                spare(segment)
+        if outcome.segment not in free:
+            outcome.lend()
+            outcome.segment.lent = self._terms.lease
+
     def _give_back(self, *, ran: bool) -> None:
         """Give segments back that came with calls, unless they are still used, or results fill them again.
 
         If the call was not run its client sends the very segment again, so it is not free.
         """
         free = take_spare() if ran else []
-        for segment in free[1:] if self._fills else free:
-            self._flush()
-            self._send(memoryview(_GIFT), give_up=False, segment=segment)
-        if self._fills and free:
-            spare(free[0])
+        kept = next((one for one in free if not one.lent), None) if self._fills else None
+        for segment in free:
+            # One that another client may have mapped is no use any more.
+            if segment is not kept and segment.lent in (0, self._terms.lease):
+                self._flush()
+                self._send(memoryview(_GIFT), give_up=False, segment=segment)
+        if kept is not None:
+            spare(kept)
 
     def _flush(self) -> None:
         """Send what is laid down; what cannot be sent stays there for the client to find."""

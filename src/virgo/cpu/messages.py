@@ -5,8 +5,7 @@ the role `exec`. `data`: a name with MessagePack arguments, for Python callers w
 with words, for every other language. (`lease` is no call: it hands a worker over, see `leased`.)
 
 An outcome is one byte that says what it is, and its content. A node reads that byte and never unpickles
-what follows; a `Failure` is MessagePack, with a pickled exception only inside the form `pickle`. Large
-buffers may lie apart, see `apart`.
+what follows; a `Failure` is MessagePack, with a pickled exception only in that form. See also `apart`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from virgo.cpu import apart
 from virgo.cpu.apart import ALONG, Apart, Received
 from virgo.cpu.needs import PLAIN as PLAIN_NEEDS
 from virgo.cpu.needs import Grant, Needs
+from virgo.cpu.segments import Mapping
 from virgo.errors import BadArgument, BadRequest, CallFailed, Denied
 from virgo.limits import CALL_PRIORITY_MAX, CALL_RETRIES_MAX, CALL_TIMEOUT_MS_MAX
 
@@ -250,7 +250,7 @@ def packed(value: Any) -> bytes:
     return PACKED + _packer.encode(value)
 
 
-def pickled(value: Any, *, segments: bool = False) -> Sent:
+def pickled(value: Any, *, segments: bool = False, came: Mapping | None = None) -> Sent:
     """The outcome of a call in the form `pickle`; by cloudpickle if plain pickle cannot.
 
     Plain values are packed, which takes a quarter of the time. Large buffers are apart, see `apart.dumps`.
@@ -261,9 +261,9 @@ def pickled(value: Any, *, segments: bool = False) -> Sent:
         except (OverflowError, ValueError):  # a large number, text that is not UTF-8
             pass
     try:
-        data = apart.dumps(value, pickle.dumps, segments=segments)
+        data = apart.dumps(value, pickle.dumps, segments=segments, came=came)
     except Exception:  # noqa: BLE001 - whatever it was, cloudpickle decides, and its error is told
-        data = apart.dumps(value, cloudpickle.dumps, segments=segments)
+        data = apart.dumps(value, cloudpickle.dumps, segments=segments, came=came)
     return data if isinstance(data, Apart) or data[:1] == ALONG else PICKLED + data
 
 

@@ -38,6 +38,7 @@ from virgo.cpu.exports import exported
 from virgo.cpu.leased import Leased
 from virgo.cpu.messages import WANTED, Failure, Form, Order, Parcel, Sent, Terms, failed
 from virgo.cpu.needs import Grant
+from virgo.cpu.segments import Mapping
 from virgo.errors import BadArgument, VirgoError
 from virgo.limits import ERROR_TEXT_CHARS_MAX, FUNCTIONS_CACHED_MAX
 
@@ -218,6 +219,7 @@ class Worker:
         arguments: list[bytes] | list[bytes | Received],
         *,
         segments: bool = False,
+        came: Mapping | None = None,
     ) -> Sent:
         """Run a call: its outcome, whatever happens short of the end of the process.
 
@@ -226,6 +228,7 @@ class Worker:
             function: what to call.
             arguments: one payload, or words.
             segments: whether descriptors can go with the outcome.
+            came: what its arguments lie in.
         """
         try:
             args, kwargs = _arguments(order.form, arguments)
@@ -241,7 +244,7 @@ class Worker:
             return self._raised(order, error)
         try:
             if order.form == "pickle":
-                return messages.pickled(result, segments=segments)
+                return messages.pickled(result, segments=segments, came=came)
             return _ENCODERS[order.form](result)
         except BaseException as error:  # noqa: BLE001 - __reduce__ of a result may raise anything
             return failed(
