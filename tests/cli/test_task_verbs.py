@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import cloudpickle
+import pytest
 
 from cli.conftest import Virgo, beside
 from conftest import RunningCloud
 from virgo import context as contexts
+from virgo.errors import CallFailed
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -45,6 +47,19 @@ def test_what_runs_is_shown_and_what_it_writes(on: Virgo, cloud3: RunningCloud, 
         found = on("logs", "--json", task["task"]).json
         assert found["output"] == "step 0\nstep 1\n" and found["ended"] and found["node"] == "n2"
         assert "leased" in on("ps", "--all").text
+
+
+def test_a_call_is_killed_by_its_id(on: Virgo, cloud3: RunningCloud, tmp_path: Path) -> None:
+    """Its caller is told; an id that is none is refused, with where ids are to be found."""
+    with cloud3.connect("n1") as cloud:
+        future = cloud.cpu.submit_to(count_to, (str(tmp_path / "never"), 1), node="n3")
+        deadline = time.monotonic() + 20
+        while not (tasks := [one for one in on("ps", "--json").json if one["label"] == "count_to"]):
+            assert time.monotonic() < deadline
+        assert "is dead" in on("kill", tasks[0]["task"]).text
+        with pytest.raises(CallFailed, match="cancelled by"):
+            future.result(20)
+    assert "virgo ps" in on("kill", tasks[0]["task"], status=1).err
 
 
 def test_a_call_that_wrote_nothing_is_said(on: Virgo) -> None:

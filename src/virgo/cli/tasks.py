@@ -1,4 +1,4 @@
-"""`virgo ps` and `virgo logs`: what the nodes are at, and what a call has written."""
+"""`virgo ps`, `virgo logs`, `virgo kill`: what the nodes are at, what a call has written, and ending it."""
 
 from __future__ import annotations
 
@@ -48,6 +48,20 @@ def ps(
         render.table(_COLUMNS, rows, right=("FOR", "CALLS", "PID"), wrap=("WHAT",))
     else:
         render.say("Nothing runs.")
+
+
+@app.command(rich_help_panel=WORK)
+def kill(
+    tasks: Annotated[
+        list[str], typer.Argument(metavar="TASK...", autocompletion=complete.task_ids, help="Of `virgo ps`.")
+    ],
+    _home: Home = None,
+) -> None:
+    """End calls, whoever waits for them: he is told by whom. Your own, unless you are an admin."""
+    with connected() as cloud:
+        for task in tasks:
+            cloud.cpu.kill(task)
+            render.say(f"{task} is dead.")
 
 
 @app.command(rich_help_panel=WORK)

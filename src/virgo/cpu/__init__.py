@@ -8,6 +8,7 @@
     outputs    what calls have written
     running    a call, or a lease, as the pool has it
     recalls    takes leases back for who waits
+    kills      ends calls for others than their callers
     sight      answers what runs, and what a call has written, as `seen` says it
     durations  how long calls take
     line       who waits, by priority

@@ -28,6 +28,7 @@ from virgo.cpu.client import (
     WORKERS,
     Export,
     by_node,
+    kill_of,
     output_of,
     publish_of,
     unpublish_of,
@@ -281,6 +282,10 @@ class AsyncCpuClient:
     async def output(self, task: str, offset: int = 0) -> Written:
         """See `CpuClient.output`."""
         return await self._runner.run(output_of(task, offset))
+
+    async def kill(self, task: str) -> None:
+        """See `CpuClient.kill`."""
+        await self._runner.run(kill_of(task))
 
     async def workers(self) -> int:
         """See `CpuClient.workers`."""

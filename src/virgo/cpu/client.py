@@ -103,6 +103,11 @@ def output_of(task: str, offset: int) -> Call[Written]:
     return Call(("CPU.LOG", task, offset), lambda reply: msgspec.msgpack.decode(reply, type=Written))
 
 
+def kill_of(task: str) -> Call[None]:
+    """End a call, whosever it is."""
+    return Call(("CPU.KILL", task), as_nothing)
+
+
 def unpublish_of(name: str) -> Call[None]:
     """Take a published function back."""
     return Call(("CPU.UNPUBLISH", name), as_nothing)
@@ -360,6 +365,18 @@ class CpuClient(Executor):
             Denied: it is another identity's, and you are no admin.
         """
         return self._runner.run(output_of(task, offset))
+
+    def kill(self, task: str) -> None:
+        """End a call, and return when it is dead; who waits for it gets a CallFailed that says by whom.
+
+        Args:
+            task: its id, of `tasks`. One's own calls are cancelled by their futures.
+
+        Raises:
+            BadArgument: no such call runs, or waits at a node.
+            Denied: it is another identity's, and you are no admin.
+        """
+        self._runner.run(kill_of(task))
 
     def workers(self) -> int:
         """Calls that the nodes of the cloud run at once."""

@@ -26,6 +26,7 @@ from virgo.cpu import messages
 from virgo.cpu.core import Effect, Fork, Ledger, Retire, Start
 from virgo.cpu.deaths import Deaths
 from virgo.cpu.hiring import Hiring
+from virgo.cpu.kills import Kills
 from virgo.cpu.messages import Order, Work
 from virgo.cpu.needs import Grant, Stock
 from virgo.cpu.outputs import Entry, Outputs
@@ -61,6 +62,7 @@ class WorkerPool:
     Attributes:
         stock: what it has of other things than processors.
         recalls: takes leases back for who waits.
+        kills: ends calls for others than their callers.
         outputs: what its calls have written.
     """
 
@@ -91,6 +93,7 @@ class WorkerPool:
         self._workers: dict[int, WorkerProcess] = {}
         self._calls: dict[int, Call] = {}
         self.recalls = Recalls(self._ledger, self._calls, self._workers)
+        self.kills = Kills(node, self._ledger, self._calls, self._workers)
         self._at: dict[int, Call] = {}  # by worker
         self._serial = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -342,8 +345,9 @@ class WorkerPool:
             end = self.outputs.size(worker.number)
             self.outputs.wrote(call.task, worker.number, call.label, call.owner, call.output_from, end)
         self.outputs.gone(worker.number)
-        if call is not None and not call.future.done() and not worker.ending:
-            call.future.set_result(messages.failed(self._deaths.explain(call.label, worker.status)))
+        if call is not None and not call.future.done() and (call.killed or not worker.ending):
+            died = call.killed or messages.failed(self._deaths.explain(call.label, worker.status))
+            call.future.set_result(died)
         if not self._stopping:
             self._apply(self._ledger.gone(worker.number))
 

@@ -91,11 +91,15 @@ class WorkerProcess(asyncio.Protocol):
             for descriptor in descriptors:
                 os.close(descriptor)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to its process group, if it has not ended."""
+        self._template.signal(self.number, number)
+
     def terminate(self, reason: str) -> None:
         """End it: SIGTERM to its process group, and SIGKILL if that is not enough."""
         if not self.ending:
             self.ending = reason
-            self._template.signal(self.number, signal.SIGTERM)
+            self.signal(signal.SIGTERM)
             asyncio.get_running_loop().call_later(CALL_TERMINATE_S, self.kill)
 
     def kill(self, reason: str = "") -> None:
@@ -104,7 +108,7 @@ class WorkerProcess(asyncio.Protocol):
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
-            self._template.signal(self.number, signal.SIGKILL)  # in case the call closed its end
+            self.signal(signal.SIGKILL)  # in case the call closed its end
 
     def bury(self) -> None:
         """It is dead: let go of everything, and tell."""

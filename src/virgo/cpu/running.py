@@ -29,11 +29,14 @@ class Call:
 
     Attributes:
         future: its outcome.
+        killed: its outcome if somebody else ends it; b"" while nobody does.
         output_from: where the output begins, among its worker's, of what a lease is at.
         since, began: when it came, and when a worker got it, in monotonic time; 0.0 before.
     """
 
-    __slots__ = ("_context", "began", "future", "grant", "hiring", "number", "output_from", "since", "work")
+    __slots__ = (
+        "_context", "began", "future", "grant", "hiring", "killed", "number", "output_from", "since", "work",
+    )  # fmt: skip
 
     def __init__(self, number: int, work: Work, hiring: Hiring | None, grant: Grant) -> None:
         self.number = number
@@ -43,6 +46,7 @@ class Call:
         self.since = time.monotonic()
         self.began = 0.0
         self.output_from = 0
+        self.killed = b""
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._context: Context | Terms | None = None
 

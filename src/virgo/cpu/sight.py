@@ -1,4 +1,4 @@
-"""What can be seen of calls: what all nodes are at, and what a call has written."""
+"""What all nodes are at, and what a call has written; and ending one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ import msgspec
 from virgo import context as contexts
 from virgo.cpu.pool import WorkerPool
 from virgo.cpu.seen import TaskInfo, Written
-from virgo.errors import BadArgument, Denied, NodeLost, VirgoError
-from virgo.limits import OUTPUT_READ_BYTES
+from virgo.errors import BadArgument, Denied, VirgoError
+from virgo.limits import CALL_TERMINATE_S, OUTPUT_READ_BYTES
 from virgo.module import NodeServices
-from virgo.wire import args
+from virgo.wire import args, resp
 from virgo.wire.commands import Command
 from virgo.wire.session import Session
 
-_LOOK_S = 5.0  # for the answers of other nodes
+_LOOK_S = CALL_TERMINATE_S + 3.0  # for the answers of other nodes
+
+
+def _check_owner(task: str, owner: str) -> None:
+    context = contexts.current()
+    if context is not None and context.identity.name != owner and not context.identity.may("admin"):
+        raise Denied(
+            f"call {task} is another identity's",
+            hint="Its owner may see what it wrote and end it, and an admin.",
+        )
 
 
 class Sight:
@@ -45,6 +54,9 @@ class Sight:
             Command("CPU.LOG", self._log, "read", 1, 2, concurrent=True, usage="task [offset]",
                     summary="What a call has written, from an offset on, as MessagePack."),
             Command("CPU.LOG.HERE", self._log_here, "read", 1, 2, usage="task [offset]"),
+            Command("CPU.KILL", self._kill, "write", 1, 1, concurrent=True, usage="task",
+                    summary="End a call that runs or waits on any node; answers when it is dead."),
+            Command("CPU.KILL.HERE", self._kill_here, "write", 1, 1, concurrent=True, usage="task"),
         ]  # fmt: skip
 
     def _ps_here(self, _session: Session, _request: list[bytes]) -> bytes:
@@ -66,24 +78,46 @@ class Sight:
                 f"no call {task[:80]!r} has written anything that is kept here",
                 hint="`virgo ps` shows the calls that run; only the last MiB of each worker is kept.",
             )
-        context = contexts.current()
-        if context is not None and context.identity.name != entry.owner and not context.identity.may("admin"):
-            raise Denied(
-                f"call {task} is another identity's", hint="Its owner sees what it wrote, and an admin."
-            )
+        _check_owner(task, entry.owner)
         start, data = self._pool.outputs.read(entry, offset, OUTPUT_READ_BYTES)
         written = Written(task, self._services.name, entry.label, data, start, entry.ended)
         return msgspec.msgpack.encode(written)
 
-    async def _log(self, session: Session, request: list[bytes]) -> bytes:
+    async def _log(self, session: Session, request: list[bytes]) -> Any:
         try:
             return self._log_here(session, request)
         except BadArgument as error:
-            missing = error
-        for answer in await self._ask_others("CPU.LOG.HERE", *request[1:]):
-            if isinstance(answer, bytes):
+            return await self._found_elsewhere(error, "CPU.LOG.HERE", *request[1:])
+
+    async def _kill_here(self, _session: Session, request: list[bytes]) -> resp.Encoded:
+        task = args.text(request[1], "task")
+        call = self._pool.kills.find(task)
+        if call is not None:
+            _check_owner(task, call.owner)
+            context = contexts.current()
+            if await self._pool.kills.kill(
+                call, task, "the node" if context is None else context.identity.name
+            ):
+                return resp.OK
+        raise BadArgument(
+            f"no call {task[:80]!r} runs or waits on a node",
+            hint="`virgo ps` shows those that do. It may have ended.",
+        )
+
+    async def _kill(self, session: Session, request: list[bytes]) -> Any:
+        try:
+            return await self._kill_here(session, request)
+        except BadArgument as error:
+            return await self._found_elsewhere(error, "CPU.KILL.HERE", *request[1:])
+
+    async def _found_elsewhere(self, missing: BadArgument, *request: bytes | str) -> Any:
+        """The answer of the node that has it. Raises `missing` if none has."""
+        answers = await self._ask_others(*request)
+        for answer in answers:
+            if not isinstance(answer, VirgoError):
                 return answer
-            if not isinstance(answer, (BadArgument, NodeLost)):
+        for answer in answers:
+            if not isinstance(answer, BadArgument):  # it did not answer, so it may be the one
                 raise answer
         raise missing
 

@@ -22,11 +22,14 @@ kernel run the barrier for both (`kernel.barrier`).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
 import sys
 from typing import Final
+
+import hiredis
 
 from virgo.limits import LEASE_OUTCOMES_BYTES
 
@@ -93,6 +96,17 @@ class Slate:
         """What the call that runs, or ran last, is called."""
         text = bytes(self._label)
         return text.partition(b"\0")[0].decode("utf-8", "replace")
+
+    @property
+    def running(self) -> bool:
+        """Whether a call has begun and has no outcome yet; exact while the worker is stopped."""
+        reader = hiredis.Reader()
+        reader.feed(bytes(self.outcomes[: self.words[UNSENT]]))
+        ended = self.words[UNSENT_FIRST]
+        with contextlib.suppress(hiredis.ProtocolError):  # it has sent them meanwhile, and is at others
+            while reader.gets() is not False:
+                ended += 1
+        return self.words[BEGUN] > ended
 
     def show(self, label: str) -> None:
         """Say what the next calls are called."""
