@@ -277,6 +277,9 @@ DURATIONS_MAX: Final = 4096
 # What is kept of the output of a worker, for how many calls, of how many dead workers; what is read at once.
 OUTPUT_BYTES: Final = 1 * MiB
 OUTPUT_READ_BYTES: Final = 256 * KiB
+# Who follows what a call writes asks so often while there is some, and less and less while there is none.
+OUTPUT_LOOK_S: Final = 0.05
+OUTPUT_LOOK_S_MAX: Final = 0.4
 OUTPUT_ENTRIES_MAX: Final = 10_000
 OUTPUT_FILES_MAX: Final = 64
 # A template imports modules of the user's choice before its first worker: time for that.

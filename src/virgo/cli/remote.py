@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,12 +11,7 @@ from virgo.cli import complete, render
 from virgo.cli.data import write_bytes
 from virgo.cli.options import WORK, Home, Json, Timeout, connected
 
-if TYPE_CHECKING:
-    from virgo.cloud import Cloud
-    from virgo.cpu.futures import CpuFuture
-
 app = typer.Typer()
-_LOOK_S = 0.05
 _BEST = "best"
 
 
@@ -50,45 +44,18 @@ def run(
     """
     from virgo.cpu.command import Command
 
-    command = Command(words, directory=directory)
+    written: list[bytes] = []
     with connected() as cloud:
-        future = cloud.cpu.submit_to(
-            command, node="" if on == _BEST else on, cpus=cpus, gpus=gpus, memory=memory,
-            timeout=timeout_s or None,
+        ran = cloud.cpu.clone(
+            Command(words, directory=directory), node="" if on == _BEST else on, cpus=cpus, gpus=gpus,
+            memory=memory, timeout=timeout_s or None, output=written.append if as_json else _show,
         )  # fmt: skip
-        output = _follow(cloud, command.label, future, quiet=as_json)
-        ran = future.result()
     if as_json:
         shown = {"node": ran.node, "status": ran.status, "task": ran.task}
-        render.print_json({**shown, "output": output.decode("utf-8", "replace")})
+        render.print_json({**shown, "output": b"".join(written).decode("utf-8", "replace")})
     raise typer.Exit(ran.status)
 
 
-def _follow(cloud: Cloud, label: str, future: CpuFuture, *, quiet: bool) -> bytes:
-    """Show what the call writes until it has ended; all of it, if it is not shown."""
-    from virgo.errors import BadArgument
-
-    task, offset, kept = "", 0, b""
-    while True:
-        done = future.done()  # looked at first: what is there then is all
-        if not task and done and future.exception() is None:
-            task = future.result().task
-        elif not task:
-            task = next((one.task for one in cloud.cpu.tasks() if one.label == label), "")
-        data = b""
-        if task:
-            try:
-                written = cloud.cpu.output(task, offset)
-            except BadArgument:  # it has written nothing
-                written = None
-            if written is not None:
-                data, offset = written.data, written.offset + len(written.data)
-        if quiet:
-            kept += data
-        elif data:
-            write_bytes(data)
-            sys.stdout.flush()
-        if done and not data:
-            return kept
-        if not data:
-            time.sleep(_LOOK_S)
+def _show(data: bytes) -> None:
+    write_bytes(data)
+    sys.stdout.flush()

@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequen
 from typing import Any, Unpack
 
 from virgo.cpu import messages
+from virgo.cpu.afollow import run_followed
 from virgo.cpu.apart import Apart
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.client import (
@@ -34,6 +35,7 @@ from virgo.cpu.client import (
     unpublish_of,
 )
 from virgo.cpu.desk import Desk, Ticket
+from virgo.cpu.follow import Output
 from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Target, mapping, total_of
 from virgo.cpu.seen import TaskInfo, Written
@@ -85,17 +87,22 @@ class AsyncCpuClient:
         timeout: float | None = None,  # noqa: ASYNC109 - it travels to the node
         retries: int = 0,
         priority: int = 0,
+        output: Output | None = None,
         **kwargs: Any,
     ) -> Any:
         """See `CpuClient.clone`."""
         task = task_of(
             target, args, node=node, cpus=cpus, gpus=gpus, memory=memory, near=near, timeout=timeout,
-            retries=retries, priority=priority,
+            retries=retries, priority=priority, output=output,
         )  # fmt: skip
         return await self._run(task, arguments_of(task, args, kwargs))
 
     async def _run(self, task: Task, arguments: bytes | Apart) -> Any:
         """Run a call, by a leased worker if one can."""
+        if task.write is not None:
+            async with self._lanes:
+                found = await run_followed(self._runner, self.output, task, task.write, arguments)
+            return messages.as_result(found, trusted=task.trusted)
         crew = None if self._lessee is None else self._lessee.crew_for(task)
         if crew is None:
             return await self._run_by_node(task, arguments)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from virgo.context import Context
@@ -34,6 +34,7 @@ class Task:
         retries: how often it may be run again after the death of its worker.
         priority: the greatest of those that wait goes first.
         context: on whose behalf.
+        write: takes what its one call writes, see `follow`.
 
     Attributes:
         deadline: in monotonic time, None for none.
@@ -41,7 +42,7 @@ class Task:
 
     __slots__ = (
         "_head", "context", "deadline", "digest", "form", "function", "key", "label", "name", "near",
-        "needs", "node", "priority", "retries", "timeout_ms",
+        "needs", "node", "priority", "retries", "timeout_ms", "write",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +60,7 @@ class Task:
         retries: int = 0,
         priority: int = 0,
         context: Context | None = None,
+        write: Callable[[bytes], object] | None = None,
     ) -> None:
         self.form = form
         self.label = label
@@ -75,6 +77,7 @@ class Task:
             self.deadline = min(self.deadline or math.inf, context.deadline)
         self.retries = retries
         self.context = context
+        self.write = write
         self.key = digest or name.encode()
         self._head = b""
 
@@ -164,12 +167,13 @@ class Item:
 
     Attributes:
         task, arguments, sink, index: what it is, and for whom.
-        key: by which a node knows it, if it goes through one.
+        key: by which its client and a node know it, if it goes through one.
+        id: by which all know it then, as soon as the node has said so.
         repeated: how often it has been run again after its worker had died.
         lost: how often its node was lost.
     """
 
-    key = ""
+    key = id = ""
     repeated = lost = 0
 
     def __init__(self, task: Task, arguments: bytes | Apart, sink: Sink, index: int, book: Book) -> None:

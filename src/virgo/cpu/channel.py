@@ -18,7 +18,7 @@ from virgo.cpu.apart import Apart
 from virgo.cpu.calls import Item
 from virgo.errors import Cancelled, NodeLost, NotRunning, VirgoError, from_line
 from virgo.limits import COLLECT_WAIT_S, REQUEST_DEADLINE_S, SUBMIT_BYTES_MAX, SUBMIT_CALLS_MAX
-from virgo.wire.call import Call, Runner, as_nothing
+from virgo.wire.call import Call, Runner, as_text
 
 _IDLE_S = 1.0
 
@@ -128,9 +128,9 @@ class Channel:
                     self._sender = None
                     return
                 batch, mailbox = self._next_batch(), self._mailbox
-            calls: list[Call[None]]
-            calls = [Call((one.verb, mailbox, *one.payload), as_nothing, REQUEST_DEADLINE_S) for one in batch]
-            replies: list[Exception | None]
+            calls: list[Call[str]]
+            calls = [Call((one.verb, mailbox, *one.payload), as_text, REQUEST_DEADLINE_S) for one in batch]
+            replies: list[Exception | str]
             try:
                 with contexts.using(batch[0].context):
                     replies = self._runner.run_many(calls)
@@ -140,7 +140,8 @@ class Channel:
                 if mailbox != self._mailbox:  # it was closed meanwhile, and what was in it cancelled
                     replies = [_lost() for _ in batch]
                 for letter, reply in zip(batch, replies, strict=True):
-                    if reply is None and letter.item.key in self._items:
+                    if isinstance(reply, str) and letter.item.key in self._items:
+                        letter.item.id = reply
                         self._taken.add(letter.item.key)
                 if self._collector is None:
                     self._collector = threading.Thread(
@@ -148,7 +149,7 @@ class Channel:
                     )
                     self._collector.start()
             for letter, reply in zip(batch, replies, strict=True):
-                if reply is not None:
+                if not isinstance(reply, str):
                     self._finish(letter.item.key, _as_error(reply))
             with self._changed:
                 self._changed.notify_all()

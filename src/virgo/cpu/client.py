@@ -26,10 +26,11 @@ import msgspec
 
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart
-from virgo.cpu.calls import Book, Item, Task
+from virgo.cpu.calls import Book, Item, Sink, Task
 from virgo.cpu.channel import Channel
 from virgo.cpu.crew import Crew
 from virgo.cpu.exports import check_name, summary_of
+from virgo.cpu.follow import Follower, Output
 from virgo.cpu.futures import CpuFuture
 from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Maps, Target, mapping, shown, total_of
@@ -133,6 +134,7 @@ class CpuClient(Executor):
         self._pid = os.getpid()
         self._book = Book()
         self._channel = Channel(self._runner)
+        self._follower = Follower(self.output, self._cancel)
         self._lessee: Lessee | None = None
         if isinstance(self._runner, Client) and self._runner.address.path:
             self._lessee = Lessee(self._runner, self._book, self._channel.send)
@@ -153,6 +155,7 @@ class CpuClient(Executor):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
+        output: Output | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run a callable, or an export by its name, on the least loaded node, and wait for its result.
@@ -161,7 +164,7 @@ class CpuClient(Executor):
             target: a callable, or the name of an exported function or program; an `async def` is run to its
                 end in the worker.
             args, kwargs: its arguments.
-            node, cpus, gpus, memory, near, timeout, retries, priority: see `CallOptions`.
+            node, cpus, gpus, memory, near, timeout, retries, priority, output: see `CallOptions`.
 
         Raises:
             Exception: the very exception that the function raised, caused by a CallFailed that holds the
@@ -174,15 +177,16 @@ class CpuClient(Executor):
         """
         task = task_of(
             target, args, node=node, cpus=cpus, gpus=gpus, memory=memory, near=near, timeout=timeout,
-            retries=retries, priority=priority,
+            retries=retries, priority=priority, output=output,
         )  # fmt: skip
         arguments = arguments_of(task, args, kwargs)
         crew = self._crew_for(task)
-        if crew is None:
+        if crew is not None:
+            outcome = crew.call(task, arguments)
+            if outcome is not None:
+                return messages.as_result(outcome, trusted=task.trusted)
+        elif task.write is None:
             return self._runner.run(by_node(task, arguments))
-        outcome = crew.call(task, arguments)
-        if outcome is not None:
-            return messages.as_result(outcome, trusted=task.trusted)
         future = self._submit(task, arguments)
         try:
             return future.result()
@@ -208,7 +212,10 @@ class CpuClient(Executor):
 
     def _submit(self, task: Task, arguments: bytes | Apart) -> CpuFuture:
         future = CpuFuture(task.trusted, self._cancel, self._runs)
-        item = future.item = Item(task, arguments, future, 0, self._book)
+        sink: Sink = future
+        if task.write is not None:
+            sink = self._follower.follow(future, task.write)
+        item = future.item = Item(task, arguments, sink, 0, self._book)
         self._send(task, (item,))
         return future
 

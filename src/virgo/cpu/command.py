@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -34,9 +33,6 @@ class Command:
         words: the program and its arguments.
         directory: where it begins, "" for where the worker is.
         environment: variables beside those of the worker.
-
-    Attributes:
-        label: by which the call is found among the others; no other has the same.
     """
 
     def __init__(
@@ -50,11 +46,10 @@ class Command:
         self._words = list(words)
         self._directory = directory
         self._environment = dict(environment or {})
-        self.label = f"{shlex.join(words)[:60]} #{uuid.uuid4().hex[:8]}"
-        self.__qualname__ = self.label
+        self.__qualname__ = shlex.join(words)[:80]  # what it is called in `virgo ps`
 
     def __repr__(self) -> str:
-        return f"<Command {self.label}>"
+        return f"<Command {self.__qualname__}>"
 
     def __call__(self) -> Ran:
         """Run it. Raises BadArgument if it cannot be started there."""

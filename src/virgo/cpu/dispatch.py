@@ -145,6 +145,8 @@ class Dispatcher:
     async def run_here(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         """Run a call that another node, or this one, placed here."""
         context = _bounded(options)
+        if context.cause:  # the request of the other node is not the call: that has an id already
+            context = msgspec.structs.replace(context, id=context.cause, cause=options.cause)
         with self._flight(options.key, context), contexts.using(context):
             try:
                 return await self._run(options, function, arguments)
@@ -222,7 +224,7 @@ class Dispatcher:
         # The other node keeps the deadline: it stops the call first, and then says so.
         left_s = context.remaining_s()
         there = msgspec.structs.replace(
-            options, timeout_ms=0 if left_s is None else max(1, int(left_s * 1000))
+            options, cause=context.cause, timeout_ms=0 if left_s is None else max(1, int(left_s * 1000))
         )
         verb = "CPU.CALL.HERE" if options.form == "pickle" else "CPU.INVOKE.HERE"
         try:

@@ -46,13 +46,14 @@ class Lessee:
     def crew_for(self, task: Task) -> Crew | None:
         """The leased workers, if they can run the task; None once this is closed.
 
-        What needs more than a worker, or lies on another machine, is for a node to place.
+        What needs more than a worker, or lies on another machine, is for a node to place; and of a call whose
+        output is followed a node says the id.
         """
         if self._closed:
             return None
         if task.name and self._not_exported.get(task.name, 0.0) > time.monotonic():
             return None
-        if task.needs != PLAIN or isinstance(task.near, str):
+        if task.needs != PLAIN or isinstance(task.near, str) or task.write is not None:
             return None
         crew = self._crews.get(_identity(task)) or self._new_crew(_identity(task))
         return crew if crew is None or not task.near or crew.at_hand(task.near) else None

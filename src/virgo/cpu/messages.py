@@ -74,6 +74,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
         near: name or number of the node at which its data are, 0 for none: it is preferred.
         priority: of those that wait the greatest goes first.
         needs: what it must have.
+        cause: of the call, from the node that had it before.
     """
 
     key: str = ""
@@ -89,6 +90,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     near: int | str = 0
     priority: int = 0
     needs: Needs = PLAIN_NEEDS
+    cause: str = ""
 
 
 class Work(msgspec.Struct, frozen=True):

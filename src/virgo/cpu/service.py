@@ -192,7 +192,8 @@ class CpuModule:
             Command("CPU.INVOKE", invoke, "write", 2, None, concurrent=True, usage=usage),
             Command("CPU.CALL.HERE", call_here, "exec", 3, 3, concurrent=True, usage=usage),
             Command("CPU.INVOKE.HERE", invoke_here, "write", 2, None, concurrent=True, usage=usage),
-            Command("CPU.CALL.SUBMIT", self._submit, "exec", 4, 4, usage=f"mailbox {usage}"),
+            Command("CPU.CALL.SUBMIT", self._submit, "exec", 4, 4, usage=f"mailbox {usage}",
+                    summary="Begin a call; answers its id, its outcome is collected."),
             Command("CPU.INVOKE.SUBMIT", self._submit, "write", 4, 4, usage=f"mailbox {usage}"),
             Command("CPU.COLLECT", self._collect, "write", 1, 1, usage="mailbox",
                     summary="Outcomes of submitted calls: key, error, outcome, key, ..."),
@@ -219,7 +220,7 @@ class CpuModule:
     async def _test(self, session: Session, request: list[bytes]) -> Any:
         return await self._clone(session, [b"VIRGO_CLONE", b"virgo_cloud_test", *request[1:]])
 
-    def _submit(self, session: Session, request: list[bytes]) -> resp.Encoded:
+    def _submit(self, session: Session, request: list[bytes]) -> bytes:
         assert self._dispatcher is not None
         form: messages.Form = "pickle" if request[0].upper().startswith(b"CPU.CALL") else "data"
         options = _options(request[2], form)
@@ -230,7 +231,7 @@ class CpuModule:
         with contexts.using(context):
             work = self._dispatcher.dispatch(options, request[3], request[4:])
             mailbox.submit(options.key.encode(), work)
-        return resp.OK
+        return context.id.encode()
 
     async def _collect(self, _session: Session, request: list[bytes]) -> list[bytes]:
         context = contexts.current()

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, TypedDict, runtime_checkable
 
 from virgo import context as contexts
 from virgo.cpu.calls import Task
+from virgo.cpu.follow import Output, writer
 from virgo.cpu.maps import Target
 from virgo.cpu.messages import Form
 from virgo.cpu.needs import PLAIN, needs_of
@@ -40,6 +41,9 @@ class CallOptions(TypedDict, total=False):
         retries: how often it may be run again if its worker dies; 0 is at most once. If it may be, it is
             run again too when its node is lost, which is not counted.
         priority: of the calls that wait the greatest goes first, -1000 to 1000.
+        output: where what it writes to standard output and standard error goes as it comes: a file, of text
+            or bytes, or a function of bytes. All of it is there before the result is. If that raises, the
+            call is stopped, and the error is what its caller gets.
     """
 
     node: str
@@ -50,6 +54,7 @@ class CallOptions(TypedDict, total=False):
     timeout: float | None
     retries: int
     priority: int
+    output: Output | None
 
 
 def task_of(
@@ -64,13 +69,14 @@ def task_of(
     timeout: float | None = None,
     retries: int = 0,
     priority: int = 0,
+    output: Output | None = None,
 ) -> Task:
     """A callable or a name, with options, as a task.
 
     Args:
         target: the callable or name.
         args: its arguments, to see where they lie.
-        node, cpus, gpus, memory, near, timeout, retries, priority: see CallOptions.
+        node, cpus, gpus, memory, near, timeout, retries, priority, output: see CallOptions.
 
     Raises:
         BadArgument: an option makes no sense; or what pickling raises.
@@ -80,7 +86,8 @@ def task_of(
     timeout_ms = 0 if timeout is None else max(1, math.ceil(timeout * 1000))
     place = _near(near) if near is not None else _near_arguments(args)
     context = contexts.current()
-    plain = not (node or timeout_ms or retries or place or priority) and needs is PLAIN and context is None
+    given = node or timeout_ms or retries or place or priority or output is not None
+    plain = not given and needs is PLAIN and context is None
     if isinstance(target, str):
         form: Form = "data"
         label, name, function, digest = target, target, target.encode(), b""
@@ -99,7 +106,7 @@ def task_of(
     task = Task(
         form, label, name, function, digest,
         node=node, needs=needs, near=place, timeout_ms=timeout_ms, retries=retries, priority=priority,
-        context=context,
+        context=context, write=None if output is None else writer(output),
     )  # fmt: skip
     if plain and not isinstance(target, str):
         shipped.task = task
