@@ -109,6 +109,10 @@ with virgo.connect() as cloud:
     for _ in range(3):
         for name, region in regions.items():
             assert name == cloud.cpu.clone(where, region) == cloud.cpu.clone(where, near=name), name
+    # Of many, one after the other: a free worker is not always to be had there.
+    rows = [name for name in names for _ in range(3)]
+    found = list(cloud.cpu.map(where, [regions[name] for name in rows], range(6), buffersize=1))
+    assert found == rows, found
     print("near", len(names))
 """
 

@@ -42,12 +42,14 @@ Leases, by which clients of a node's machine reach its workers without the node:
 On the client's side:
 
     tasks      what a user asks for, with its options
+    near       where the data of a call are
     calls      tasks, calls of them, who waits for them
     futures    futures, runs, streams
     shipping   functions and arguments as bytes
     apart      large buffers beside what is pickled
     segments   shared memory for them
     channel    many calls in flight of one client through a node
+    follow     what a call writes, for its caller; `afollow` for asyncio
     maps       one function over many arguments
     client     what users hold: `cloud.cpu`
     aclient    the same for asyncio; `desk` takes outcomes to its event loop

@@ -38,9 +38,10 @@ from virgo.cpu.desk import Desk, Ticket
 from virgo.cpu.follow import Output
 from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Target, mapping, total_of
+from virgo.cpu.near import Placed
 from virgo.cpu.seen import TaskInfo, Written
 from virgo.cpu.shipping import arguments_of
-from virgo.cpu.tasks import CallOptions, Placed, task_of
+from virgo.cpu.tasks import CallOptions, task_of
 from virgo.limits import ASYNC_CALLS_MAX
 from virgo.wire.aclient import AsyncClient
 from virgo.wire.call import AsyncRunner

@@ -7,6 +7,7 @@ workers) or by `channel` (through a node); whoever has an outcome first sets it,
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import time
@@ -88,6 +89,12 @@ class Task:
     def trusted(self) -> bool:
         """Whether outcomes may be unpickled."""
         return self.form == "pickle"
+
+    def toward(self, near: int) -> Task:
+        """The same, with its data at that node."""
+        other = copy.copy(self)
+        other.near = near
+        return other
 
     def options(self, key: str = "") -> bytes:
         """The options of one of its calls, for a node."""

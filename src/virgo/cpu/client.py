@@ -34,9 +34,10 @@ from virgo.cpu.follow import Follower, Output
 from virgo.cpu.futures import CpuFuture
 from virgo.cpu.lessee import Lessee
 from virgo.cpu.maps import Maps, Target, mapping, shown, total_of
+from virgo.cpu.near import Placed
 from virgo.cpu.seen import TaskInfo, Written
 from virgo.cpu.shipping import arguments_of
-from virgo.cpu.tasks import CallOptions, Placed, task_of
+from virgo.cpu.tasks import CallOptions, task_of
 from virgo.limits import CALL_TERMINATE_S
 from virgo.wire.call import Call, Runner, as_nothing, as_text
 from virgo.wire.client import Client

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.futures import Run, Stream
+from virgo.cpu.near import near_arguments
 from virgo.cpu.shipping import arguments_of
 from virgo.limits import SUBMIT_CALLS_MAX
 
@@ -96,14 +97,17 @@ class Maps:
     def _begin(self, task: Task, sink: R, rows: Rows, count: int | None) -> None:
         """Begin so many calls, or all."""
         while True:
-            items = []
+            batches: dict[int, list[Item]] = {}  # by the node where their arguments lie
             for row in itertools.islice(rows, count or SUBMIT_CALLS_MAX):
-                item = Item(task, arguments_of(task, row, {}), sink, len(sink.items), self._book)
+                near = near_arguments(row)
+                batch = batches.setdefault(near, [])
+                own = task if not near else batch[0].task if batch else task.toward(near)
+                item = Item(own, arguments_of(own, row, {}), sink, len(sink.items), self._book)
                 sink.add(item)
-                items.append(item)
-            if items:
-                self._send(task, items)
-            if not items or count is not None:
+                batch.append(item)
+            for batch in batches.values():
+                self._send(batch[0].task, batch)
+            if not batches or count is not None:
                 return
 
 

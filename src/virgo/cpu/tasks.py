@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Final, Protocol, TypedDict, runtime_checkable
+from typing import Any, TypedDict
 
 from virgo import context as contexts
 from virgo.cpu.calls import Task
 from virgo.cpu.follow import Output, writer
 from virgo.cpu.maps import Target
 from virgo.cpu.messages import Form
+from virgo.cpu.near import Placed, near_arguments, place_of
 from virgo.cpu.needs import PLAIN, needs_of
 from virgo.cpu.shipping import ship
 from virgo.errors import BadArgument
 from virgo.limits import CALL_PRIORITY_MAX, CALL_RETRIES_MAX, CALL_TIMEOUT_MS_MAX
-
-_DATA: Final = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict})
-
-
-@runtime_checkable
-class Placed(Protocol):
-    """Something that lies on one node, such as a region: calls that get it run there if they can."""
-
-    def __virgo_node__(self) -> int:
-        """The number of that node, 0 if it lies nowhere."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -84,7 +75,7 @@ def task_of(
     _check(timeout, retries, priority)
     needs = PLAIN if (cpus, gpus, memory) == (1, 0, 0) else needs_of(cpus, gpus, memory)
     timeout_ms = 0 if timeout is None else max(1, math.ceil(timeout * 1000))
-    place = _near(near) if near is not None else _near_arguments(args)
+    place = place_of(near) if near is not None else near_arguments(args)
     context = contexts.current()
     given = node or timeout_ms or retries or place or priority or output is not None
     plain = not given and needs is PLAIN and context is None
@@ -129,24 +120,3 @@ def _check(timeout: float | None, retries: int, priority: int) -> None:
             f"priority is {priority!r}, but must be {-CALL_PRIORITY_MAX} to {CALL_PRIORITY_MAX}",
             hint="0 is that of all others; the greater go first.",
         )
-
-
-def _near(near: str | Placed) -> str | int:
-    if isinstance(near, str):
-        return near
-    if isinstance(near, Placed):
-        return near.__virgo_node__()
-    raise BadArgument(
-        f"near is a {type(near).__name__}, which lies on no node",
-        hint="Give a node's name, a region or a shared array.",
-    )
-
-
-def _near_arguments(args: Iterable[Any]) -> int:
-    """The node of the first argument that lies on one, 0 if none does."""
-    for arg in args:
-        kind = type(arg)
-        if kind not in _DATA and hasattr(kind, "__virgo_node__"):
-            number: int = arg.__virgo_node__()
-            return number
-    return 0
