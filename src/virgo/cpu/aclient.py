@@ -21,7 +21,7 @@ from typing import Any, Unpack
 
 from virgo.cpu import messages
 from virgo.cpu.afollow import run_followed
-from virgo.cpu.apart import Apart
+from virgo.cpu.apart import Apart, Hand
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.client import (
     EXPORTS,
@@ -60,6 +60,7 @@ class AsyncCpuClient:
         self._book = Book()
         self._lessee: Lessee | None = None
         self._desk: Desk | None = None
+        self._hand = Hand(runner.address.path if isinstance(runner, AsyncClient) else "")
         if isinstance(runner, AsyncClient) and runner.address.path:
             self._lessee = Lessee(Client(runner.address), self._book, self._send_back, own=True)
         self._lanes = asyncio.Semaphore(ASYNC_CALLS_MAX)
@@ -102,7 +103,9 @@ class AsyncCpuClient:
         """Run a call, by a leased worker if one can."""
         if task.write is not None:
             async with self._lanes:
-                found = await run_followed(self._runner, self.output, task, task.write, arguments)
+                found = await run_followed(
+                    self._runner, self.output, task, task.write, self._hand.carry(arguments)
+                )
             return messages.as_result(found, trusted=task.trusted)
         crew = None if self._lessee is None else self._lessee.crew_for(task)
         if crew is None:
@@ -124,7 +127,7 @@ class AsyncCpuClient:
 
     async def _run_by_node(self, task: Task, arguments: bytes | Apart) -> Any:
         async with self._lanes:
-            return await self._runner.run(by_node(task, arguments))
+            return await self._runner.run(by_node(task, self._hand.carry(arguments)))
 
     def _send_back(self, items: list[Item]) -> None:
         """Calls that are not for leased workers; from the crew's thread."""

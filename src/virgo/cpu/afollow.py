@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
-from virgo.cpu.apart import Apart
 from virgo.cpu.calls import Task
 from virgo.cpu.follow import Reading, Write
 from virgo.cpu.seen import Written
@@ -20,7 +19,7 @@ async def run_followed(
     look: Callable[[str, int], Awaitable[Written]],
     task: Task,
     write: Write,
-    arguments: bytes | Apart,
+    arguments: bytes,
 ) -> bytes:
     """Run a call through a node; its outcome, when all that it has written is handed on.
 
@@ -35,8 +34,7 @@ async def run_followed(
     """
     mailbox = os.urandom(12).hex()
     verb = "CPU.CALL.SUBMIT" if task.trusted else "CPU.INVOKE.SUBMIT"
-    sent = arguments.along() if isinstance(arguments, Apart) else arguments
-    request = (verb, mailbox, task.options(mailbox), task.function, sent)
+    request = (verb, mailbox, task.options(mailbox), task.function, arguments)
     known_as = await runner.run(Call(request, as_text, REQUEST_DEADLINE_S))
     outcome = asyncio.get_running_loop().create_task(_collected(runner, mailbox))
     reading, look_s = Reading(write), OUTPUT_LOOK_S

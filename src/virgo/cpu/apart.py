@@ -5,24 +5,32 @@ result that is the argument itself, or most of it, and was not written to is not
 which it came goes back with the place in it. The worker may have it mapped then as well, so it is lent, until
 the worker gives it back.
 
-In bytes, `APART` or `LENT` begins what has its buffers in a segment, and `ALONG` what carries them itself,
-for other machines; both go on with a MessagePack array: the pickle, then the buffers, or their places and
-sizes.
+Where no descriptor can go, through a node, workers of the same machine and user open the very segment by the
+process that holds it, until the call has its outcome.
+
+In bytes, `APART` or `LENT` begins what has its buffers in a segment that goes with it, `AT_HAND` what has
+them in one of another process, and `ALONG` what carries them itself, for other machines. All go on with a
+MessagePack array: the pickle, then the buffers, or their places and sizes.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from virgo.cpu.segments import Mapping, Segment, filled, read
 from virgo.limits import APART_BYTES_MIN, APART_SEGMENTS_MAX
+from virgo.wire.peer import credentials
 
 APART: Final = b"B"
 LENT: Final = b"L"
+AT_HAND: Final = b"H"
 ALONG: Final = b"O"
 GIFT: Final = b"G"  # instead of an outcome: a segment comes back
 
@@ -31,6 +39,7 @@ _Places = tuple[bytes, list[int], list[int]]
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_along = msgspec.msgpack.Decoder(tuple[bytes, list[memoryview]]).decode
 _unpack_places = msgspec.msgpack.Decoder(_Places).decode
+_unpack_at_hand = msgspec.msgpack.Decoder(tuple[bytes, list[int], list[int], int, int, int]).decode
 
 
 class Apart:
@@ -59,11 +68,14 @@ class Apart:
         """Say to who gets it that the segment is not his to fill."""
         self.data = LENT + self.data[1:]
 
+    def at_hand(self) -> bytes:
+        """The same, for processes of this machine that may open this one's descriptors."""
+        place = os.getpid(), self.segment.descriptor, self.segment.number
+        return AT_HAND + _pack([*_unpack_places(self.data[1:]), *place])
+
     def along(self) -> bytes:
-        """The same with its buffers, for where no descriptor can go."""
-        data, places, sizes = _unpack_places(self.data[1:])
-        parts = [read(self.segment, place, size) for place, size in zip(places, sizes, strict=True)]
-        return ALONG + _pack([data, parts])
+        """The same with its buffers, for other machines."""
+        return _along(self.segment, *_unpack_places(self.data[1:]))
 
 
 class Received:
@@ -141,6 +153,67 @@ def dumps(
         return ALONG + _pack([data, buffers])
     places, size = _lay_out(sizes)
     return Apart(APART + _pack([data, places, sizes]), filled(buffers, places, size))
+
+
+class Hand:
+    """Takes arguments to a node.
+
+    Args:
+        path: of its Unix socket, "" if it has another address.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._at_hand: bool | None = None if path else False
+
+    def __repr__(self) -> str:
+        return f"<Hand to {self._path or 'elsewhere'}>"
+
+    def carry(self, arguments: bytes | Apart) -> bytes:
+        """As bytes; an Apart is to be kept until its call has its outcome. Raises OSError."""
+        if not isinstance(arguments, Apart):
+            return arguments
+        if self._at_hand is None:
+            self._at_hand = _may_open_ours(self._path)
+        return arguments.at_hand() if self._at_hand else arguments.along()
+
+
+def _may_open_ours(path: str) -> bool:
+    """Whether who listens there sees our descriptors below /proc: has our user and our view of processes."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        pid, user, _ = credentials(connection.fileno())
+    try:
+        theirs, ours = (Path(f"/proc/{one}/ns/pid").stat() for one in (pid, "self"))
+    except OSError:
+        return False
+    return user == os.geteuid() and theirs.st_ino == ours.st_ino
+
+
+def carried(data: bytes) -> bytes:
+    """What is at hand here, for another machine. Raises OSError, msgspec.DecodeError."""
+    segment, parts = _reached(data)
+    return _along(segment, *parts)
+
+
+def load_at_hand(data: bytes) -> Any:
+    """The object in bytes that begin with AT_HAND. Raises OSError, or what unpickling raises."""
+    segment, (pickled, places, sizes) = _reached(data)
+    return Received(LENT + _pack([pickled, places, sizes]), os.dup(segment.descriptor)).load()
+
+
+def _reached(data: bytes) -> tuple[Segment, _Places]:
+    """The segment of another process, opened, and what lies in it."""
+    pickled, places, sizes, pid, descriptor, number = _unpack_at_hand(memoryview(data)[1:])
+    segment = Segment(os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC))
+    if segment.number != number:
+        raise OSError("who sent the call does not wait for it any more")
+    return segment, (pickled, places, sizes)
+
+
+def _along(segment: Segment, pickled: bytes, places: list[int], sizes: list[int]) -> bytes:
+    parts = [read(segment, place, size) for place, size in zip(places, sizes, strict=True)]
+    return ALONG + _pack([pickled, parts])
 
 
 def load_along(data: bytes) -> Any:

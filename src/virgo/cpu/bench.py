@@ -82,11 +82,17 @@ class Bench:
         """Let calls wait before those of less priority; before or behind those of the same."""
         for node, group in groupby(items, lambda item: item.task.node):
             queue = self.queues[node]
-            new = list(group)
-            waiting = [*new, *queue] if first else [*queue, *new]
+            new, old = list(group), taken(queue)
+            waiting = [*new, *old] if first else [*old, *new]
             waiting.sort(key=lambda item: -item.task.priority)  # it keeps the order among equals
-            queue.clear()
-            queue.extend(waiting)
+            queue.extendleft(reversed(waiting))
+
+    def sift(self) -> None:
+        """Forget the calls that have ended while they waited."""
+        if self.cancelled:
+            self.cancelled = False
+            for queue in list(self.queues.values()):
+                queue.extendleft([item for item in reversed(taken(queue)) if item.open])
 
     def settle(self, lane: Lane, found: list[tuple[Item, Outcome]]) -> None:
         """Give calls the outcomes that a worker has sent."""
@@ -154,6 +160,11 @@ class Bench:
             self.epoll.unregister(lane.fileno())
 
 
+def taken(queue: deque[Item]) -> list[Item]:
+    """Take all out of a queue that are there now; others may come behind them meanwhile."""
+    return [queue.popleft() for _ in range(len(queue))]
+
+
 def batch(queue: deque[Item], key: bytes, count: int, size: int) -> list[Item]:
     """Take the next calls of a function out of a queue, at least one.
 
@@ -163,15 +174,15 @@ def batch(queue: deque[Item], key: bytes, count: int, size: int) -> list[Item]:
         count: how many at most.
         size: bytes of arguments that the worker has already.
     """
-    taken = [queue.popleft()]
-    size += len(taken[0].arguments)
+    calls = [queue.popleft()]
+    size += len(calls[0].arguments)
     for _ in range(min(count - 1, len(queue))):
         item = queue[0]
         size += len(item.arguments)
         if size > LEASE_AHEAD_BYTES_MAX or item.task.key != key:
             break
-        taken.append(queue.popleft())
-    return taken
+        calls.append(queue.popleft())
+    return calls
 
 
 def errand(work: Callable[..., None], *arguments: object) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from virgo import context as contexts
 from virgo.context import Context
-from virgo.cpu.apart import Apart
+from virgo.cpu.apart import Hand
 from virgo.cpu.calls import Item
 from virgo.errors import Cancelled, NodeLost, NotRunning, VirgoError, from_line
 from virgo.limits import COLLECT_WAIT_S, REQUEST_DEADLINE_S, SUBMIT_BYTES_MAX, SUBMIT_CALLS_MAX
@@ -38,11 +38,13 @@ class Channel:
 
     Args:
         runner: the client's connections.
+        hand: takes arguments to that.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, hand: Hand) -> None:
         self.pid = os.getpid()
         self._runner = runner
+        self._hand = hand
         self._prefix = os.urandom(12).hex()  # keys are unguessable
         self._serial = 0
         self._changed = threading.Condition()
@@ -65,9 +67,7 @@ class Channel:
                 item.key = f"{self._prefix}-{self._serial:x}"
                 self._items[item.key] = item
                 verb = "CPU.CALL.SUBMIT" if item.task.form == "pickle" else "CPU.INVOKE.SUBMIT"
-                arguments = item.arguments
-                if isinstance(arguments, Apart):
-                    arguments = arguments.along()
+                arguments = self._hand.carry(item.arguments)
                 payload = item.task.options(item.key), item.task.function, arguments
                 self._outbox.append(_Letter(item, verb, payload, item.task.context))
             if self._sender is None:

@@ -25,7 +25,7 @@ import cloudpickle
 import msgspec
 
 from virgo.cpu import messages
-from virgo.cpu.apart import Apart
+from virgo.cpu.apart import Apart, Hand
 from virgo.cpu.calls import Book, Item, Sink, Task
 from virgo.cpu.channel import Channel
 from virgo.cpu.crew import Crew
@@ -64,14 +64,12 @@ def call_of(
 ) -> Call[Any]:
     """One call, to be run by either client."""
     task = task_of(target, args, **options)
-    return by_node(task, arguments_of(task, args, kwargs))
+    return by_node(task, Hand("").carry(arguments_of(task, args, kwargs)))
 
 
-def by_node(task: Task, arguments: bytes | Apart) -> Call[Any]:
+def by_node(task: Task, arguments: bytes) -> Call[Any]:
     """The call of a task as a request to the node."""
     trusted = task.trusted
-    if isinstance(arguments, Apart):
-        arguments = arguments.along()
     return Call(
         ("CPU.CALL" if trusted else "CPU.INVOKE", task.options(), task.function, arguments),
         lambda outcome: messages.as_result(outcome, trusted=trusted),
@@ -134,7 +132,8 @@ class CpuClient(Executor):
         """What a forked child must have of its own."""
         self._pid = os.getpid()
         self._book = Book()
-        self._channel = Channel(self._runner)
+        self._hand = Hand(self._runner.address.path if isinstance(self._runner, Client) else "")
+        self._channel = Channel(self._runner, self._hand)
         self._follower = Follower(self.output, self._cancel)
         self._lessee: Lessee | None = None
         if isinstance(self._runner, Client) and self._runner.address.path:
@@ -187,7 +186,7 @@ class CpuClient(Executor):
             if outcome is not None:
                 return messages.as_result(outcome, trusted=task.trusted)
         elif task.write is None:
-            return self._runner.run(by_node(task, arguments))
+            return self._runner.run(by_node(task, self._hand.carry(arguments)))
         future = self._submit(task, arguments)
         try:
             return future.result()

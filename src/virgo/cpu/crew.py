@@ -337,11 +337,8 @@ class Crew:
     def _assign(self) -> None:
         """Give calls to workers as far as these have room; ask for more workers for those left over."""
         bench = self._bench
+        bench.sift()
         for node, queue in sorted(bench.queues.items(), reverse=True):  # those with less choice first
-            if bench.cancelled and queue:
-                still = [item for item in queue if item.open]
-                queue.clear()
-                queue.extend(still)
             while queue:
                 task = queue[0].task
                 lane, count = bench.room(task, len(queue))
@@ -350,7 +347,6 @@ class Crew:
                     break
                 self._hires.enough()
                 self._push(lane, batch(queue, task.key, count, lane.bytes))
-        bench.cancelled = False
 
     def _push(self, lane: Lane, calls: list[Item]) -> None:
         try:

@@ -21,6 +21,7 @@ import msgspec
 from virgo import context as contexts
 from virgo.context import Context
 from virgo.cpu import messages
+from virgo.cpu.apart import AT_HAND, carried
 from virgo.cpu.hiring import Hiring
 from virgo.cpu.messages import Options, Terms, Work
 from virgo.cpu.pool import WorkerPool
@@ -217,20 +218,23 @@ class Dispatcher:
         context = contexts.current()
         assert context is not None
         flight = self._flights.get(options.key)
-        name = self._services.member(number).name
+        there, here = self._services.member(number), self._services.member(self._services.number)
+        name = there.name
+        if there.machine != here.machine and arguments and arguments[0][:1] == AT_HAND:
+            arguments = [await asyncio.to_thread(carried, arguments[0])]
         self.forwarded[name] = self.forwarded.get(name, 0) + 1
         if flight is not None:
             flight.peer = number
         # The other node keeps the deadline: it stops the call first, and then says so.
         left_s = context.remaining_s()
-        there = msgspec.structs.replace(
+        options = msgspec.structs.replace(
             options, cause=context.cause, timeout_ms=0 if left_s is None else max(1, int(left_s * 1000))
         )
         verb = "CPU.CALL.HERE" if options.form == "pickle" else "CPU.INVOKE.HERE"
         try:
             with contexts.using(msgspec.structs.replace(context, deadline=None)):
                 outcome: bytes = await self._services.call(
-                    number, verb, messages.encode_options(there), function, *arguments, timeout_s=math.inf
+                    number, verb, messages.encode_options(options), function, *arguments, timeout_s=math.inf
                 )
             return outcome
         finally:

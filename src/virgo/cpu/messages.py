@@ -20,7 +20,7 @@ import msgspec
 
 from virgo.context import Identity
 from virgo.cpu import apart
-from virgo.cpu.apart import ALONG, Apart, Received
+from virgo.cpu.apart import ALONG, AT_HAND, Apart, Received
 from virgo.cpu.needs import PLAIN as PLAIN_NEEDS
 from virgo.cpu.needs import Grant, Needs
 from virgo.cpu.segments import Mapping
@@ -442,6 +442,8 @@ def load_arguments(data: bytes | Received) -> tuple[Sequence[Any], dict[str, Any
     first = data[:1]
     if first == _PICKLE:
         return pickle.loads(data)  # type: ignore[no-any-return]  # noqa: S301 - role exec sent it
+    if first == AT_HAND:
+        return apart.load_at_hand(data)  # type: ignore[no-any-return]
     if first == ALONG:
         return apart.load_along(data)  # type: ignore[no-any-return]
     return _unpack(data), {}
