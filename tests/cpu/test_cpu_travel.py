@@ -8,13 +8,19 @@ import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import cloudpickle
+import numpy
 import pytest
 
 from conftest import RunningCloud
 from virgo.aio import connect as aio_connect
-from virgo.cloud import Cloud
+from virgo.cloud import Cloud, connect
+from virgo.cpu.apart import Apart
+from virgo.cpu.client import by_node
+from virgo.cpu.shipping import arguments_of
+from virgo.cpu.tasks import task_of
 from virgo.errors import CallFailed, UnknownId
 from virgo.memory.client import Region
 
@@ -149,3 +155,71 @@ def test_a_region_connects_when_it_is_first_used(cloud: Cloud, cloud3: RunningCl
         )
         assert "virgo.errors.NotRunning" in nowhere.stderr
         assert nowhere.stdout == "unpickled\n"
+
+
+# --- arrays -----------------------------------------------------------------------------------------
+
+
+def summed(array: Any, number: int) -> tuple[float, Any]:
+    array[0] += number
+    return float(array.sum()), array
+
+
+BY_NODE: dict[str, Any] = {"memory": "1 GiB"}  # which leased workers do not promise
+
+
+def test_arrays_travel_through_a_node(cloud: Cloud) -> None:
+    """Many at once, each its own, to any node; what the worker writes does not reach the sender's."""
+    arrays = [numpy.full(100_000, float(number)) for number in range(12)]
+    futures = [
+        cloud.cpu.submit_to(summed, (array, 5), node=f"n{number % 3 + 1}", **BY_NODE)
+        for number, array in enumerate(arrays)
+    ]
+    for number, future in enumerate(futures):
+        total, array = future.result(30)
+        assert total == 100_000.0 * number + 5 and array[0] == number + 5.0 and arrays[number][0] == number
+        array[1] = 1.0  # it may be written to
+    assert cloud.cpu.clone(summed, arrays[3], 1, **BY_NODE)[0] == 300_001.0
+
+
+def test_arrays_that_a_worker_keeps_stay_what_they_were(cloud: Cloud) -> None:
+    """Whatever is sent later."""
+
+    def keep(array: Any) -> list[float]:
+        import builtins
+
+        kept = builtins.__dict__.setdefault("kept_by_the_test", [])
+        kept.append(array)
+        return [float(one[-1]) for one in kept]
+
+    found = [
+        cloud.cpu.clone(keep, numpy.full(100_000, float(number)), node="n2", **BY_NODE)
+        for number in range(10)
+    ]
+    for number, values in enumerate(found):
+        assert values[-1] == number and values == sorted(values)
+
+
+def test_arrays_travel_by_asyncio_and_over_tcp(cloud3: RunningCloud) -> None:
+    """From asyncio by the same memory; over TCP, where nobody says what is of this machine, with the call."""
+    array = numpy.ones(100_000)
+
+    async def main() -> None:
+        async with await aio_connect(f"unix:{cloud3.socket('n1')}", home=cloud3.home) as connected:
+            assert (await connected.cpu.clone(summed, array, 2, node="n3", **BY_NODE))[0] == 100_002.0
+
+    asyncio.run(main())
+    address = f"127.0.0.1:{cloud3.ports('n1')['cpu']}"
+    with connect(address, token=cloud3.token, home=cloud3.home) as connected:
+        assert connected.cpu.clone(summed, array, 3, node="n3")[0] == 100_003.0
+
+
+def test_memory_that_is_gone_is_an_error_of_the_call(cloud: Cloud) -> None:
+    """Of a sender who does not wait any more; nothing else that he has open by then is taken for it."""
+    task = task_of(summed, (numpy.ones(100_000), 1), **BY_NODE)
+    apart = arguments_of(task, (numpy.ones(100_000), 1), {})
+    assert isinstance(apart, Apart)
+    sent = apart.at_hand()
+    del apart
+    with pytest.raises(CallFailed, match="cannot be loaded"):
+        cloud.cpu._runner.run(by_node(task, sent))

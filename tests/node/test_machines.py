@@ -37,7 +37,7 @@ def test_a_machine_joins_over_tls_and_all_three_modules_reach_across(pair: tuple
     first, second = pair
     assert {name: node["state"] for name, node in first.nodes().items()} == {"first": "up", "second": "up"}
     program = """
-import virgo
+import numpy, virgo
 cloud = virgo.connect()
 here, there = {0!r}, {1!r}
 region = cloud.memory.malloc(9_000_000, node=there)
@@ -47,6 +47,9 @@ cloud.files.write_bytes(f"/{{there}}/a/b.txt", b"across")
 assert cloud.files.read_bytes(f"/{{there}}/a/b.txt") == b"across"
 assert cloud.cpu.clone("node", node=there) == there
 assert cloud.cpu.clone(lambda x: x + 1, 1, node=there) == 2
+assert cloud.cpu.clone(bytes.count, b"x" * 9_000_000, b"x", node=there) == 9_000_000
+array = numpy.ones(1_000_000)
+assert cloud.cpu.clone(lambda array: (array * 2, array), array, node=there)[0].sum() == 2_000_000
 cloud.memory[here] = b"key"
 assert cloud.memory[here] == b"key"
 print("fine")
