@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import servers
-from benchmarks.harness import Comparison, Contender, Entry, Figures, Hosted, Measure
-from benchmarks.peers import dask_client, ray_session
+from benchmarks.harness import Comparison, Contender, Entry, Figures, Measure
+from benchmarks.pools import DASK, LOKY, OURS, PROCESS_POOL, RAY, Pool, Pooled
 from benchmarks.servers import WORKERS
 from benchmarks.tasks import same
 from benchmarks.timing import many_at_once, one_at_a_time
@@ -20,35 +18,31 @@ MEASURES = (
 )
 
 
-class Caller(Hosted):
+class Caller(Pooled):
     """Calls a function that returns its argument, in another process."""
 
-    def __init__(self, quick: bool) -> None:
-        super().__init__(quick)
-        self._time_s = 0.3 if quick else 5.0
-        self.one: Callable[[int], Any]
-        self.many: Callable[[int], list[Any]]
+    function: Any = staticmethod(same)
 
-    @abstractmethod
-    def start(self) -> None:
-        """Start workers; set `one`, which makes a call, and `many`, which makes so many at once."""
+    def __init__(self, pool: Pool, quick: bool) -> None:
+        super().__init__(pool, quick)
+        self._time_s = 0.3 if quick else 5.0
 
     def measure(self) -> Figures:
-        if self.one(7) != 7 or self.many(50) != list(range(50)):
+        one, many, function = self.calls.one, self.calls.many, self.function
+        if one(function, 7) != 7 or many(function, range(50)) != list(range(50)):
             raise RuntimeError(f"{self.name} gives wrong results")
-        latency = one_at_a_time(lambda: self.one(7), time_s=self._time_s)
-        rate = many_at_once(self.many, time_s=self._time_s / 2)
+        latency = one_at_a_time(lambda: one(function, 7), time_s=self._time_s)
+        rate = many_at_once(lambda count: many(function, range(count)), time_s=self._time_s / 2)
         return dict(zip((one.name for one in MEASURES), (latency.p50_s, latency.p99_s, rate), strict=True))
 
 
 class OurClone(Caller):
     """`cloud.cpu` of a node."""
 
-    needs = ()
-
     def __init__(self, quick: bool, *, by_name: bool) -> None:
-        super().__init__(quick)
-        self._by_name = by_name
+        super().__init__(OURS, quick)
+        if by_name:
+            self.function = "echo"
         how = "exported function by name" if by_name else "any callable, pickled"
         self.name = f"virgo by {'name' if by_name else 'callable'}"
         self.promises = (
@@ -56,64 +50,20 @@ class OurClone(Caller):
             "every loss named; cancel kills"
         )
 
-    def start(self) -> None:
-        import virgo
-
-        place = self.running.enter_context(servers.virgo_cloud())
-        cloud = self.running.enter_context(virgo.connect(home=place.home, embedded=False))
-        function: Any = "echo" if self._by_name else same
-        self.one = lambda value: cloud.cpu.clone(function, value)
-        self.many = lambda count: list(cloud.cpu.map(function, range(count)))
-
-
-class ProcessPool(Caller):
-    """The standard library's pool."""
-
-    name = "ProcessPoolExecutor"
-    promises = f"function by reference; {WORKERS} worker processes of this program; one death breaks the pool"
-
-    def start(self) -> None:
-        from concurrent.futures import ProcessPoolExecutor
-
-        pool = self.running.enter_context(ProcessPoolExecutor(WORKERS))
-        self.one = lambda value: pool.submit(same, value).result()
-        self.many = lambda count: [one.result() for one in [pool.submit(same, i) for i in range(count)]]
-
-
-class RayTasks(Caller):
-    """Ray tasks."""
-
-    name = "Ray"
-    promises = f"any callable; num_cpus={WORKERS}, no dashboard; system failures retried (at least once)"
-    needs = (servers.module("ray"),)
-
-    def start(self) -> None:
-        ray = self.running.enter_context(ray_session())
-        remote = ray.remote(same)
-        self.one = lambda value: ray.get(remote.remote(value))
-        self.many = lambda count: ray.get([remote.remote(i) for i in range(count)])
-
-
-class DaskTasks(Caller):
-    """Dask distributed futures."""
-
-    name = "Dask"
-    promises = f"any callable; {WORKERS} worker processes of one thread, no dashboard; recomputed on loss"
-    needs = (servers.module("distributed"),)
-
-    def start(self) -> None:
-        client = self.running.enter_context(dask_client())
-        self.one = lambda value: client.submit(same, value, pure=False).result()
-        self.many = lambda count: client.gather(client.map(same, range(count), pure=False))
-
 
 def contenders(quick: bool) -> Sequence[Contender]:
     """Ours in two forms, and the peers."""
-    ours = [OurClone(quick, by_name=by_name) for by_name in (True, False)]
-    return (ours[0], ProcessPool(quick), ours[1], RayTasks(quick), DaskTasks(quick))
+    process_pool, loky, ray, dask = (Caller(pool, quick) for pool in (PROCESS_POOL, LOKY, RAY, DASK))
+    by_name, by_callable = (OurClone(quick, by_name=by_name) for by_name in (True, False))
+    return (by_name, process_pool, loky, by_callable, ray, dask)
 
 
-_GOALS = (("ProcessPoolExecutor", 3.0, 15.0), ("Ray", 20.0, 70.0), ("Dask", 50.0, 200.0))
+_GOALS = (
+    ("ProcessPoolExecutor", 3.0, 15.0),
+    ("loky", None, None),
+    ("Ray", 20.0, 70.0),
+    ("Dask", 50.0, 200.0),
+)
 
 ENTRY = Entry(
     name="clone",

@@ -5,26 +5,22 @@ All begin a task at the same moment of the monotonic clock, and count or time th
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.keepers import Values
 from benchmarks.timing import calls_until, quantile, samples_ns, undisturbed
 
-Opener = Callable[[ExitStack], Values]
-SETS_EVERY = {"get": 0, "set": 1, "90/10": 10}  # of so many calls one is a set; 0 for none
-_CLIENT_LIBRARIES = ("virgo.memory.client", "redis", "pymemcache.client.base")
+Operations = Mapping[str, Callable[[], object]]
+Joins = Callable[[ExitStack, int], Operations]
 _SOON_S = 0.01  # until when a task has reached everybody
 _WARM_S = 0.005
-_ANSWER_S = 60.0
-_CHECKED = 64  # keys that each client checks before it begins
+_ANSWER_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +28,7 @@ class Task:
     """What the clients of a crowd do together.
 
     Attributes:
-        operation: of SETS_EVERY.
+        operation: one of theirs.
         time_s: for how long.
         timed: whether to time each call, or to count them.
         start_at: monotonic time.
@@ -48,24 +44,29 @@ class Crowd:
     """Client processes with a client each.
 
     Args:
-        opener: makes a client; is sent to the processes.
+        joins: makes a client in the process it is sent to, checks it, and gives its operations by name; its
+            arguments are the stack that is to close the client, and the number of the process.
         count: how many.
-        keys: what they get and set, each all of them.
-        value: of every key.
+        libraries: modules that are imported once for all.
     """
 
-    def __init__(self, opener: Opener, count: int, keys: Sequence[str], value: bytes) -> None:
+    def __init__(self, joins: Joins, count: int, libraries: Sequence[str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__, *_CLIENT_LIBRARIES])  # imported once for all
+        context.set_forkserver_preload(["__main__", __name__, *libraries])
         self._members: list[tuple[Any, Connection]] = []
-        for number in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_client, args=(theirs, opener, keys, value, number), daemon=True)
-            process.start()
-            theirs.close()
-            self._members.append((process, ours))
-        for _, pipe in self._members:
-            _answer(pipe)
+        try:
+            for number in range(count):
+                ours, theirs = context.Pipe()
+                # No daemon: such a process must not have children, and a client may have a pool of its own.
+                process = context.Process(target=_client, args=(theirs, joins, number))
+                process.start()
+                theirs.close()
+                self._members.append((process, ours))
+            for _, pipe in self._members:
+                _answer(pipe)
+        except BaseException:
+            self._close()
+            raise
 
     def __repr__(self) -> str:
         return f"<Crowd of {len(self._members)}>"
@@ -74,14 +75,19 @@ class Crowd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process, pipe in self._members:
+        self._close()
+
+    def _close(self) -> None:
+        """End the clients: each ends when its pipe is closed."""
+        for _, pipe in self._members:
             pipe.close()
+        for process, _ in self._members:
             process.join(_ANSWER_S)
 
     def rate(self, operation: str, *, clients: int, time_s: float) -> float:
         """Calls per second of so many clients together."""
         counted = self._ask(operation, clients=clients, time_s=time_s, timed=False)
-        return sum(count / taken_s for count, taken_s in counted)
+        return float(sum(count / taken_s for count, taken_s in counted))
 
     def p99_s(self, operation: str, *, clients: int, time_s: float) -> float:
         """The 99th percentile over all calls of so many clients."""
@@ -105,31 +111,17 @@ def _answer(pipe: Connection) -> Any:
     return pipe.recv()  # EOFError if it has died; what it said is in the output
 
 
-def _client(pipe: Connection, opener: Opener, keys: Sequence[str], value: bytes, number: int) -> None:
+def _client(pipe: Connection, joins: Joins, number: int) -> None:
     """One client: does tasks until the pipe is closed."""
     with ExitStack() as running:
-        values = opener(running)
-        if any(values.get(key) != value for key in keys[:: len(keys) // _CHECKED]):
-            raise RuntimeError("a client gets wrong values")
-        first = number * len(keys) // 8  # so that not all are at the same key
-        following = itertools.cycle([*keys[first:], *keys[:first]]).__next__
+        operations = joins(running, number)
         pipe.send("ready")
         while True:
             try:
                 task: Task = pipe.recv()
             except EOFError:
                 return
-            pipe.send(_do(task, _call(values, task.operation, following, value)))
-
-
-def _call(values: Values, operation: str, following: Callable[[], str], value: bytes) -> Callable[[], object]:
-    every = SETS_EVERY[operation]
-    if every == 0:
-        return lambda: values.get(following())
-    if every == 1:
-        return lambda: values.set(following(), value)
-    sets = itertools.cycle([False] * (every - 1) + [True]).__next__
-    return lambda: values.set(following(), value) if sets() else values.get(following())
+            pipe.send(_do(task, operations[task.operation]))
 
 
 def _do(task: Task, call: Callable[[], object]) -> Any:

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
 from benchmarks import keepers, servers
-from benchmarks.crowd import SETS_EVERY, Crowd, Opener
+from benchmarks.crowd import Crowd, Operations
 from benchmarks.harness import ROUNDS_MIN, Comparison, Contender, Entry, Figures, Hosted, Measure
+from benchmarks.keepers import Values
 
 CLIENTS = (1, 2, 4, 8)
+SETS_EVERY = {"get": 0, "set": 1, "90/10": 10}  # of so many calls one is a set; 0 for none
+_CLIENT_LIBRARIES = ("virgo.memory.client", "redis", "pymemcache.client.base")
 _VALUE_BYTES = 64
 _KEYS = 1024
+_CHECKED = 64  # keys that each client checks before it begins
+
+Opener = Callable[[ExitStack], Values]
 
 
 def _measure(operation: str, clients: int) -> str:
     return f"{operation}, {clients} client{'s' if clients > 1 else ''}"
+
+
+def joins(opener: Opener, keys: Sequence[str], value: bytes, running: ExitStack, number: int) -> Operations:
+    """Make a client of these keys; all have this value."""
+    values = opener(running)
+    if any(values.get(key) != value for key in keys[:: len(keys) // _CHECKED]):
+        raise RuntimeError("a client gets wrong values")
+    first = number * len(keys) // CLIENTS[-1]  # so that not all are at the same key
+    following = itertools.cycle([*keys[first:], *keys[:first]]).__next__
+    return {operation: call_of(values, every, following, value) for operation, every in SETS_EVERY.items()}
+
+
+def call_of(values: Values, every: int, following: Callable[[], str], value: bytes) -> Callable[[], object]:
+    """A get of the next key, or its set: of `every` calls one is a set; 0 for none."""
+    if every == 0:
+        return lambda: values.get(following())
+    if every == 1:
+        return lambda: values.set(following(), value)
+    sets = itertools.cycle([False] * (every - 1) + [True]).__next__
+    return lambda: values.set(following(), value) if sets() else values.get(following())
 
 
 class Shared(Hosted):
@@ -41,7 +68,7 @@ class Shared(Hosted):
         with ExitStack() as running:
             opener(running).set_many(dict.fromkeys(keys, value))
         figures: Figures = {}
-        with Crowd(opener, CLIENTS[-1], keys, value) as crowd:
+        with Crowd(partial(joins, opener, keys, value), CLIENTS[-1], _CLIENT_LIBRARIES) as crowd:
             for clients in CLIENTS:
                 for operation in SETS_EVERY:
                     measure = _measure(operation, clients)

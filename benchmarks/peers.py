@@ -34,6 +34,18 @@ def ray_session(object_store_bytes: int = _OBJECT_STORE_BYTES) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def ray_driver(address: str) -> Iterator[Any]:
+    """Another program of a Ray session that runs."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
 def dask_client() -> Iterator[Any]:
     """A client of a Dask scheduler in this process with two worker processes of one thread."""
     import distributed

@@ -17,7 +17,9 @@ from rich.text import Text
 from benchmarks.harness import Result, Spread, Verdict, compare
 
 FORMAT = 2  # of the JSON; a change of meaning raises it
-_PACKAGES = ("virgo-os", "ray", "distributed", "pymemcache", "redis", "hiredis", "numpy", "lmdb", "uvloop")
+_PACKAGES = (
+    "virgo-os", "loky", "ray", "distributed", "pymemcache", "redis", "hiredis", "numpy", "lmdb", "uvloop",
+)  # fmt: skip
 _PROGRAMS = {"redis-server": ["redis-server", "--version"], "memcached": ["memcached", "--version"]}
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import crowd, keepers
+from benchmarks import keepers
 from benchmarks.apart import run_apart
 from benchmarks.entries import ENTRIES
 from benchmarks.held import held_bytes, with_descendants
+from benchmarks.memory_clients import SETS_EVERY, call_of
 from benchmarks.memory_room import Live
 
 MiB = 1024**2
@@ -116,7 +117,7 @@ def test_operations_of_a_crowd(operation: str, sets: int) -> None:
         get=lambda key: done.append(("get", key)),
         set=lambda key, value: done.append(("set", key)),
     )
-    call = crowd._call(noting, operation, itertools.cycle("abcde").__next__, b"")
+    call = call_of(noting, SETS_EVERY[operation], itertools.cycle("abcde").__next__, b"")
     for _ in range(100):
         call()
     assert len(done) == 100 and sum(kind == "set" for kind, _ in done) == sets
