@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from benchmarks import array, clone, memory, memory_clients, memory_restart, memory_room, memory_sizes, wire
+from benchmarks import (
+    array,
+    clone,
+    cpu_arguments,
+    cpu_calls,
+    cpu_clients,
+    cpu_first,
+    cpu_idle,
+    memory,
+    memory_clients,
+    memory_restart,
+    memory_room,
+    memory_sizes,
+    wire,
+)
 from benchmarks.harness import Entry
 
 ENTRIES: dict[str, Entry] = {
@@ -16,5 +30,10 @@ ENTRIES: dict[str, Entry] = {
         memory_restart.ENTRY,
         clone.ENTRY,
         array.ENTRY,
+        cpu_calls.ENTRY,
+        cpu_clients.ENTRY,
+        cpu_arguments.ENTRY,
+        cpu_first.ENTRY,
+        cpu_idle.ENTRY,
     )
 }

@@ -19,6 +19,12 @@ def held_bytes(pids: Iterable[int], store: Path | None = None) -> int:
     return sum(_share_bytes(pid, store) for pid in pids) + (_files_bytes(store) if store else 0)
 
 
+def private_bytes(pid: int) -> int:
+    """Bytes of the pages that a process alone has mapped (Uss): what its end would free."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
 def _share_bytes(pid: int, without: Path | None) -> int:
     """A process's share of memory, apart from its maps of files below `without`."""
     total, counts = 0, False

@@ -82,10 +82,11 @@ class Pooled(Hosted):
         raise NotImplementedError
 
 
-def comparisons(names: Iterable[str]) -> tuple[Comparison, ...]:
-    """Ours beside every peer in these measures, for the record."""
+def comparisons(names: Iterable[str], peers: Iterable[str] = ()) -> tuple[Comparison, ...]:
+    """Ours beside every peer, or some by name, in these measures, for the record."""
     measures = tuple(names)
-    return tuple(Comparison(OURS.name, pool.name, measures) for pool in POOLS if pool is not OURS)
+    chosen = tuple(peers) or tuple(pool.name for pool in POOLS if pool is not OURS)
+    return tuple(Comparison(OURS.name, peer, measures) for peer in chosen)
 
 
 def _join_virgo(running: ExitStack, home: Path, root: int) -> Calls:

@@ -32,9 +32,13 @@ def ends(data: bytes) -> tuple[int, bytes]:
     return len(data), data[-8:]
 
 
-@lru_cache(1)
 def made(count: int) -> bytes:
     """So many bytes, the same in every process; they are made once, so that a second call only sends them."""
+    return _made(count)
+
+
+@lru_cache(1)  # of a function apart, since Ray takes nothing but plain functions
+def _made(count: int) -> bytes:
     return random.Random(1).randbytes(count)
 
 
