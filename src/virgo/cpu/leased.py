@@ -30,6 +30,7 @@ from virgo.cpu import messages, slate
 from virgo.cpu.apart import APART, GIFT, Apart, Received
 from virgo.cpu.exports import exported
 from virgo.cpu.messages import Failure, Parcel, Sent, Terms, failed
+from virgo.cpu.outcomes import not_loaded, outcome_of
 from virgo.cpu.segments import Segment, drop_spare, spare, take_spare
 from virgo.cpu.slate import (
     BEGUN,
@@ -217,18 +218,16 @@ class Leased:
 
     def _runner(self, head: Parcel, sent: bytes) -> Callable[[bytes | Received], Sent]:
         """What turns the arguments of one call of the parcel into its outcome."""
-        worker = self._worker
+        worker, node = self._worker, self._terms.node
         if head.form == "pickle" and not self._terms.trusted:
-            refusal = failed(
-                Failure(f"{head.label} needs the role exec", cause="denied", node=self._terms.node)
-            )
+            refusal = failed(Failure(f"{head.label} needs the role exec", cause="denied", node=node))
             return lambda _arguments: refusal
         if not head.digest and head.name not in exported():
             return lambda _arguments: messages.NOT_EXPORTED
         try:
             function = worker.function_of(head.name, head.digest, sent)
         except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
-            broken = worker.not_loaded(head, error)
+            broken = not_loaded(head, error, node=node)
             return lambda _arguments: broken
         if function is None:
             return lambda _arguments: messages.UNKNOWN
@@ -236,7 +235,7 @@ class Leased:
 
         def run(arguments: bytes | Received) -> Sent:
             came = arguments.mapping if isinstance(arguments, Received) else None
-            return worker.outcome_of(head, found, [arguments], segments=True, came=came)
+            return outcome_of(head, found, [arguments], node=node, segments=True, came=came)
 
         return run
 

@@ -157,6 +157,6 @@ def _chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[A
 
 def _run_chunk(function: Callable[..., Any], rows: list[tuple[Any, ...]]) -> list[Any]:
     """In the worker: several calls as one."""
-    from virgo.cpu.worker import finished
+    from virgo.cpu.outcomes import finished
 
     return [finished(function(*row)) for row in rows]

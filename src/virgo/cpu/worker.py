@@ -12,42 +12,37 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import inspect
 import os
 import pickle
 import select
 import signal
 import socket
 import sys
-import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-import cloudpickle
 import hiredis
 import msgspec
 
 from virgo import context as contexts
 from virgo.context import Identity
 from virgo.cpu import messages, programs
-from virgo.cpu.apart import Received
 from virgo.cpu.ceiling import within
 from virgo.cpu.exports import exported
 from virgo.cpu.leased import Leased
-from virgo.cpu.messages import WANTED, Failure, Form, Order, Parcel, Sent, Terms, failed
+from virgo.cpu.messages import WANTED, Failure, Order, Terms, failed
 from virgo.cpu.needs import Grant
-from virgo.cpu.segments import Mapping
+from virgo.cpu.outcomes import not_loaded, outcome_of
 from virgo.errors import BadArgument, VirgoError
-from virgo.limits import ERROR_TEXT_CHARS_MAX, FUNCTIONS_CACHED_MAX
+from virgo.limits import FUNCTIONS_CACHED_MAX
 
 _RECEIVE_BYTES: Final = 256 * 1024
 _DESCRIPTORS_MAX: Final = 2
 _F_SETSIG: Final = 10  # Linux; the standard library has no name for it
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = "500"  # when memory runs out, a worker goes before its node
-_MEMORY_HINT: Final = "Let it hold less at once, or ask for more: memory=, or cpu.memory_bytes for all calls."
 _seek = os.lseek
 _NODE: Final = Identity(name="node", node=True)
 
@@ -153,10 +148,10 @@ class Worker:
         try:
             function = self.function_of(order.name, order.digest, request[1])
         except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
-            return b"", self.not_loaded(order, error)
+            return b"", not_loaded(order, error, node=self._node)
         if function is None:
             return b"", messages.UNKNOWN
-        outcome = self.outcome_of(order, function, request[2:])
+        outcome = outcome_of(order, function, request[2:], node=self._node)
         assert isinstance(outcome, bytes)
         return b"", outcome
 
@@ -212,92 +207,6 @@ class Worker:
             self._functions.popitem(last=False)
         return function  # type: ignore[no-any-return]
 
-    def outcome_of(
-        self,
-        order: Order | Parcel,
-        function: Callable[..., Any],
-        arguments: list[bytes] | list[bytes | Received],
-        *,
-        segments: bool = False,
-        came: Mapping | None = None,
-    ) -> Sent:
-        """Run a call: its outcome, whatever happens short of the end of the process.
-
-        Args:
-            order: how; its label and form count.
-            function: what to call.
-            arguments: one payload, or words.
-            segments: whether descriptors can go with the outcome.
-            came: what its arguments lie in.
-        """
-        try:
-            args, kwargs = _arguments(order.form, arguments)
-        except BaseException as error:  # noqa: BLE001 - unpickling runs code: anything may come
-            return self.not_loaded(order, error)
-        del arguments
-        try:
-            result = finished(function(*args, **kwargs))
-        except SystemExit as error:
-            message = f"{order.label} on node {self._node} left by sys.exit({_shown(error)})"
-            return failed(Failure(message, cause="exit", node=self._node))
-        except BaseException as error:  # noqa: BLE001 - every exception of the function is its outcome
-            return self._raised(order, error)
-        try:
-            if order.form == "pickle":
-                return messages.pickled(result, segments=segments, came=came)
-            return _ENCODERS[order.form](result)
-        except BaseException as error:  # noqa: BLE001 - __reduce__ of a result may raise anything
-            return failed(
-                Failure(
-                    f"the result of {order.label} on node {self._node}, of type {type(result).__name__}, "
-                    f"cannot be sent back: {_shown(error)}",
-                    hint=_RESULT_HINTS[order.form],
-                    cause="result",
-                    node=self._node,
-                )
-            )
-
-    def _raised(self, order: Order | Parcel, error: BaseException) -> bytes:
-        pickled = b""
-        if order.form == "pickle":
-            try:
-                pickled = cloudpickle.dumps(error, 5)
-            except Exception:  # noqa: BLE001 - it does not pickle: its text must do
-                pickled = b""
-        kind, hint, cause = type(error).__name__, "", "exception"
-        if isinstance(error, VirgoError):
-            hint = error.hint
-        elif isinstance(error, MemoryError):
-            hint, cause = _MEMORY_HINT, "memory"
-        return failed(
-            Failure(
-                f"{order.label} on node {self._node} raised {kind}: {_shown(error)}",
-                hint=hint,
-                cause=cause,
-                node=self._node,
-                traceback=_traceback(error),
-                exception=pickled,
-            )
-        )
-
-    def not_loaded(self, order: Order | Parcel, error: BaseException) -> bytes:
-        """The outcome of a call that cannot be loaded."""
-        hint = ""
-        if isinstance(error, ImportError):
-            hint = (
-                "The nodes must be able to import the function's module; "
-                "or ship it: cloudpickle.register_pickle_by_value(module)."
-            )
-        return failed(
-            Failure(
-                f"{order.label} or its arguments cannot be loaded on node {self._node}: "
-                f"{type(error).__name__}: {_shown(error)}",
-                hint=hint,
-                node=self._node,
-                traceback=_traceback(error),
-            )
-        )
-
     def _run_program(self, order: Order, command: list[str], words: list[bytes]) -> tuple[bytes, bytes]:
         try:
             if order.form == "data":
@@ -317,55 +226,6 @@ class Worker:
         except msgspec.DecodeError as error:
             outcome = failed(Failure(str(error), cause="program", node=self._node))
         return (messages.RETIRE if _has_children() else b""), outcome
-
-
-def finished(result: Any) -> Any:
-    """What a call returned; a coroutine, as of an `async def`, is run to its end in a loop of its own."""
-    if not inspect.iscoroutine(result):
-        return result
-    import asyncio  # which few calls need, and which takes a while to import
-
-    return asyncio.run(result)
-
-
-_ENCODERS: Final[dict[Form, Callable[[Any], bytes]]] = {
-    "data": messages.packed,
-    "text": messages.texted,
-}
-_RESULT_HINTS: Final[dict[Form, str]] = {
-    "pickle": "Return something that pickles: data, not open files, locks or generators.",
-    "data": "A call by name returns None, numbers, text, bytes, lists and dictionaries.",
-    "text": "A call by name returns None, numbers, text, bytes, and what JSON can hold.",
-}
-
-
-def _arguments(form: Form, words: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-    if form == "text":
-        return [messages.word(word) for word in words], {}
-    if form == "data":
-        return messages.unpack_arguments(words[0])
-    return messages.load_arguments(words[0])
-
-
-def _shown(error: BaseException) -> str:
-    """The text of an exception, bounded, whatever its __str__ does."""
-    try:
-        text = error.message if isinstance(error, VirgoError) else str(error)
-    except Exception as broken:  # noqa: BLE001 - it is the function's own class
-        text = f"(its text raised {type(broken).__name__})"
-    return text if len(text) <= ERROR_TEXT_CHARS_MAX else text[:ERROR_TEXT_CHARS_MAX] + " ..."
-
-
-def _traceback(error: BaseException) -> str:
-    """The traceback without this file's own frames, bounded at its front."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
-        frame = frame.tb_next
-    try:
-        text = "".join(traceback.format_exception(type(error), error, frame))
-    except Exception as broken:  # noqa: BLE001 - it is the function's own class
-        text = f"(the traceback could not be formatted: {type(broken).__name__})"
-    return text[-16 * ERROR_TEXT_CHARS_MAX :]
 
 
 def _has_children() -> bool:
