@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from virgo.cloud import places
+from virgo.config import CpuConfig
 from virgo.errors import NodeLost, NotRunning
 from virgo.limits import REQUEST_DEADLINE_S
 from virgo.members import Member
@@ -34,12 +35,17 @@ if TYPE_CHECKING:
 class AsyncCloud:
     """A connection to the cloud through one of its nodes, for one event loop.
 
-    Attributes:
+    Args:
         client: the pool of connections to that node.
+        cpu: who runs callables, by the configuration of this program.
+
+    Attributes:
+        client: see there.
     """
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: AsyncClient, cpu: CpuConfig = CpuConfig()) -> None:  # noqa: B008 - it is frozen
         self.client = client
+        self._cpu = cpu
 
     def __repr__(self) -> str:
         return f"<AsyncCloud at {self.client.address}>"
@@ -55,7 +61,7 @@ class AsyncCloud:
         """Processors: run functions and programs on the least loaded node."""
         from virgo.cpu.aclient import AsyncCpuClient
 
-        return AsyncCpuClient(self.client)
+        return AsyncCpuClient(self.client, self._cpu)
 
     @cached_property
     def memory(self) -> AsyncMemoryClient:
@@ -103,7 +109,7 @@ async def connect(
     """The cloud, through a node; as `virgo.connect`."""
     search = places(target, token=token, home=home, timeout_s=timeout_s, embedded=embedded)
     while True:
-        how, last = await asyncio.to_thread(next, search)  # it may wait for a node that starts
+        how, last, config = await asyncio.to_thread(next, search)  # it may wait for a node that starts
         client = AsyncClient(**how, timeout_s=timeout_s)
         try:
             await client.execute("WHOAMI")
@@ -112,4 +118,4 @@ async def connect(
             if last or not isinstance(error, NotRunning | NodeLost):
                 raise
         else:
-            return AsyncCloud(client)
+            return AsyncCloud(client, config.cpu)

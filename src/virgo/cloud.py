@@ -40,12 +40,17 @@ _POLL_S = 0.05
 class Cloud:
     """A connection to the cloud through one of its nodes; safe for use from several threads.
 
-    Attributes:
+    Args:
         client: the pool of connections to that node.
+        cpu: who runs callables, by the configuration of this program.
+
+    Attributes:
+        client: see there.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, cpu: configuration.CpuConfig = configuration.CpuConfig()) -> None:  # noqa: B008 - it is frozen
         self.client = client
+        self._cpu = cpu
 
     def __repr__(self) -> str:
         return f"<Cloud at {self.client.address}>"
@@ -67,7 +72,7 @@ class Cloud:
         """Processors: run functions and programs on the least loaded node."""
         from virgo.cpu.client import CpuClient
 
-        return CpuClient(self.client)
+        return CpuClient(self.client, self._cpu)
 
     @cached_property
     def memory(self) -> MemoryClient:
@@ -126,14 +131,15 @@ def connect(
 
     Raises:
         NotRunning: no node answers there.
+        BadConfig: the configuration is wrong.
         BadArgument: `target` is no address, or `timeout_s` is not positive.
         WrongToken, NotAuthenticated: it does not know you.
     """
     search = places(target, token=token, home=home, timeout_s=timeout_s, embedded=embedded)
     while True:
-        how, last = next(search)
+        how, last, config = next(search)
         try:
-            return Cloud(checked(Client(**how, timeout_s=timeout_s)))
+            return Cloud(checked(Client(**how, timeout_s=timeout_s)), config.cpu)
         except (NotRunning, NodeLost):
             if last:
                 raise
@@ -141,8 +147,8 @@ def connect(
 
 def places(
     target: str | None, *, token: str | None, home: str | Path | None, timeout_s: float, embedded: bool
-) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Where `connect` looks: how to reach each place, and whether its silence is final. See there."""
+) -> Iterator[tuple[dict[str, Any], bool, configuration.Config]]:
+    """Where `connect` looks: how to reach each place, whether its silence is final, the configuration."""
     if not isinstance(timeout_s, int | float):
         raise WrongType(f"timeout_s is {timeout_s!r:.40}, but must be a number", hint="It is in seconds.")
     if not timeout_s > 0:
@@ -151,18 +157,18 @@ def places(
     config = configuration.load(environment)
     target = target or environment.get("VIRGO_URL")
     if target:
-        yield reach(config, target, token), True
+        yield reach(config, target, token), True, config
         return
     let_settle(config.home)
     tried = candidates(config)
     for place in tried:
-        yield reach(config, place, token), False
+        yield reach(config, place, token), False, config
     if not embedded:
         raise NotRunning(
             f"no node answers ({', '.join(tried) or f'none under {config.home}'})",
             hint="`virgo up` starts one; virgo.connect('HOST') goes to another machine.",
         )
-    yield reach(config, start_embedded(config.home), token), True
+    yield reach(config, start_embedded(config.home), token), True, config
 
 
 def candidates(config: configuration.Config) -> list[str]:

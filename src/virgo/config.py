@@ -81,6 +81,8 @@ class CpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         memory_bytes: what a call may hold that asks for no memory itself; 0 for no limit.
         gpus: GPUs of this node; -1 for those of the machine, on its first node.
         placement: `pressure`, by what is known of the nodes; `random`, by nothing.
+        backend: of clients, who runs their callables: "" for VIRGO's workers, `ray`, `dask`.
+        backend_address: where that is; "" for what Ray or Dask finds by itself.
     """
 
     workers: int = 0
@@ -90,6 +92,8 @@ class CpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes: int = 0
     gpus: int = -1
     placement: str = "pressure"
+    backend: str = ""
+    backend_address: str = ""
 
 
 class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -190,6 +194,12 @@ RANGES: Final[Mapping[tuple[str, str], Range]] = {
 }
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 PLACEMENTS: Final = ("pressure", "random")
+BACKENDS: Final = ("", "dask", "ray")
+_WORDS: Final = (
+    ("node", "log_level", LOG_LEVELS),
+    ("cpu", "placement", PLACEMENTS),
+    ("cpu", "backend", BACKENDS),
+)
 
 
 _HINT: Final = "See docs/configuration.md."
@@ -233,10 +243,11 @@ def _check_values(found: Config, environment: Mapping[str, str], source: str) ->
         value = getattr(getattr(found, section), key)
         if not allowed.holds(value):
             raise _out_of_range(section, key, value, str(allowed), environment, source)
-    for section, key, words in (("node", "log_level", LOG_LEVELS), ("cpu", "placement", PLACEMENTS)):
+    for section, key, words in _WORDS:
         value = getattr(getattr(found, section), key)
         if value.lower() not in words:
-            raise _out_of_range(section, key, value, ", ".join(words), environment, source)
+            allowed_words = ", ".join(word or '""' for word in words)
+            raise _out_of_range(section, key, value, allowed_words, environment, source)
 
 
 def _out_of_range(

@@ -6,7 +6,8 @@
         ...
 
 On the machine of the node calls go straight to workers that this client leases (see `crew`), else through the
-node. Cancelling a task that waits for a call ends the call: what it ran is killed.
+node; callables go to another engine if one is configured (see `backends`). Cancelling a task that waits for a
+call ends the call: what it ran is killed.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
+from virgo.config import CpuConfig
 from virgo.cpu import messages
 from virgo.cpu.afollow import run_followed
 from virgo.cpu.apart import Apart, Hand
+from virgo.cpu.backends import backend_of
+from virgo.cpu.backends.base import Backend
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.client import (
     EXPORTS,
@@ -34,6 +38,7 @@ from virgo.cpu.client import (
     publish_of,
     unpublish_of,
 )
+from virgo.cpu.crew import Crew
 from virgo.cpu.desk import Desk, Ticket
 from virgo.cpu.follow import Output
 from virgo.cpu.lessee import Lessee
@@ -53,11 +58,13 @@ class AsyncCpuClient:
 
     Args:
         runner: connections to a node; at most ASYNC_CALLS_MAX are used at once.
+        config: whether there is such an engine. Raises BadConfig if it is not installed.
     """
 
-    def __init__(self, runner: AsyncRunner) -> None:
+    def __init__(self, runner: AsyncRunner, config: CpuConfig | None = None) -> None:
         self._runner = runner
         self._book = Book()
+        self._backend = backend_of(config or CpuConfig(), self._book)
         self._lessee: Lessee | None = None
         self._desk: Desk | None = None
         self._hand = Hand(runner.address.path if isinstance(runner, AsyncClient) else "")
@@ -100,14 +107,18 @@ class AsyncCpuClient:
         return await self._run(task, arguments_of(task, args, kwargs))
 
     async def _run(self, task: Task, arguments: bytes | Apart) -> Any:
-        """Run a call, by a leased worker if one can."""
-        if task.write is not None:
+        """Run a call, by a leased worker if one can, or by the engine that is to."""
+        crew: Crew | Backend | None
+        if self._backend is not None and task.trusted:
+            crew = self._backend.crew_for(task)
+        elif task.write is not None:
             async with self._lanes:
                 found = await run_followed(
                     self._runner, self.output, task, task.write, self._hand.carry(arguments)
                 )
             return messages.as_result(found, trusted=task.trusted)
-        crew = None if self._lessee is None else self._lessee.crew_for(task)
+        else:
+            crew = None if self._lessee is None else self._lessee.crew_for(task)
         if crew is None:
             return await self._run_by_node(task, arguments)
         if self._desk is None:
@@ -267,8 +278,9 @@ class AsyncCpuClient:
             await _cancel(tasks)
         elif wait and tasks:
             await asyncio.wait(tasks)
-        if self._lessee is not None and not self._book.open:
-            await asyncio.to_thread(self._lessee.close)
+        for one in (self._lessee, self._backend):
+            if one is not None and not self._book.open:
+                await asyncio.to_thread(one.close)
 
     async def close(self) -> None:
         """Take no more calls, and cancel those outstanding."""
@@ -300,11 +312,14 @@ class AsyncCpuClient:
 
     async def workers(self) -> int:
         """See `CpuClient.workers`."""
+        if self._backend is not None:
+            return await asyncio.wrap_future(self._backend.workers())
         return await self._runner.run(WORKERS)
 
     def stats(self) -> dict[str, Any]:
         """Tasks of this client without outcome."""
-        return {"outstanding": self._outstanding, "shut": self._shut}
+        engine = {} if self._backend is None else self._backend.stats()
+        return {"outstanding": self._outstanding, "shut": self._shut, **engine}
 
     @property
     def _outstanding(self) -> int:

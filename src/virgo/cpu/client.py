@@ -24,8 +24,11 @@ from typing import Any, TypeVar, Unpack
 import cloudpickle
 import msgspec
 
+from virgo.config import CpuConfig
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart, Hand
+from virgo.cpu.backends import backend_of
+from virgo.cpu.backends.base import Backend
 from virgo.cpu.calls import Book, Item, Sink, Task
 from virgo.cpu.channel import Channel
 from virgo.cpu.crew import Crew
@@ -117,14 +120,16 @@ class CpuClient(Executor):
     """The processors of the cloud, as a `concurrent.futures.Executor`.
 
     On the machine of the node, calls go straight to workers that this client leases (see `crew`), else
-    through the node (see `channel`).
+    through the node (see `channel`); callables go to another engine if one is configured (see `backends`).
 
     Args:
         runner: connections to a node.
+        config: whether there is such an engine. Raises BadConfig if it is not installed.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, config: CpuConfig | None = None) -> None:
         self._runner = runner
+        self._config = config or CpuConfig()
         self._shut = False
         self._begin()
 
@@ -135,6 +140,7 @@ class CpuClient(Executor):
         self._hand = Hand(self._runner.address.path if isinstance(self._runner, Client) else "")
         self._channel = Channel(self._runner, self._hand)
         self._follower = Follower(self.output, self._cancel)
+        self._backend = backend_of(self._config, self._book)
         self._lessee: Lessee | None = None
         if isinstance(self._runner, Client) and self._runner.address.path:
             self._lessee = Lessee(self._runner, self._book, self._channel.send)
@@ -309,8 +315,12 @@ class CpuClient(Executor):
             self._cancel(list(self._book.open), running=False)
         if wait:
             self._book.wait()
-        if self._lessee is not None and not self._book.open:
+        if self._book.open:
+            return
+        if self._lessee is not None:
             self._lessee.close()
+        if self._backend is not None:
+            self._backend.close()
 
     def close(self) -> None:
         """Take no more calls, and cancel those outstanding, also those that run."""
@@ -323,6 +333,9 @@ class CpuClient(Executor):
         """End calls, or those that do not run; returns when they have ended, by this or by themselves."""
         if self._pid != os.getpid() or not items:
             return
+        if self._backend is not None:
+            self._backend.cancel([item for item in items if item.task.trusted], running=running)
+            items = [item for item in items if not item.task.trusted]
         if self._lessee is not None:
             self._lessee.cancel(items, running=running)
         left = [item for item in items if item.open and item.key]
@@ -331,12 +344,16 @@ class CpuClient(Executor):
 
     def _runs(self, item: Item) -> bool:
         """Whether a worker or a node has a call."""
+        if self._backend is not None and item.task.trusted:
+            return self._backend.runs(item)
         return item.key != "" or (self._lessee is not None and self._lessee.runs(item))
 
-    def _crew_for(self, task: Task) -> Crew | None:
-        """The leased workers, if they can run the task."""
+    def _crew_for(self, task: Task) -> Crew | Backend | None:
+        """The leased workers, if they can run the task, or the engine that is to."""
         if self._pid != os.getpid():  # forked: threads, workers and futures are the parent's
             self._begin()
+        if self._backend is not None and task.trusted:
+            return self._backend.crew_for(task)
         return None if self._lessee is None else self._lessee.crew_for(task)
 
     def publish(self, function: Callable[..., Any], *, name: str = "") -> int:
@@ -386,7 +403,9 @@ class CpuClient(Executor):
         self._runner.run(kill_of(task))
 
     def workers(self) -> int:
-        """Calls that the nodes of the cloud run at once."""
+        """Calls that the nodes of the cloud run at once, or the engine that runs callables."""
+        if self._backend is not None:
+            return self._backend.workers().result()
         return self._runner.run(WORKERS)
 
     @property
@@ -397,7 +416,8 @@ class CpuClient(Executor):
     def stats(self) -> dict[str, Any]:
         """Calls of this client without outcome."""
         leased = {} if self._lessee is None else self._lessee.stats()
-        return {"outstanding": len(self._book.open), "shut": self._shut, **leased}
+        engine = {} if self._backend is None else self._backend.stats()
+        return {"outstanding": len(self._book.open), "shut": self._shut, **leased, **engine}
 
     def _check_open(self) -> None:
         if self._shut:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from virgo.cpu.backends.base import Backend
 from virgo.cpu.calls import Item
 from virgo.cpu.crew import Crew
 from virgo.cpu.messages import Outcome
@@ -37,7 +38,7 @@ class Desk:
             except RuntimeError:  # the loop is closed, so nobody waits
                 self._things.clear()
 
-    async def ended(self, crew: Crew, item: Item) -> None:
+    async def ended(self, crew: Crew | Backend, item: Item) -> None:
         """End a call, and return when it has ended, however often that is cancelled."""
         over: asyncio.Future[None] = self.loop.create_future()
         crew.end([item], running=True, ended=lambda: self.put(lambda: over.set_result(None)))
