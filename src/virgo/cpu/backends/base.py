@@ -74,6 +74,9 @@ class Engine(Protocol):
     def begun(self, item: Item) -> bool:
         """Whether it runs. Raises NodeLost."""
 
+    def look(self) -> None:
+        """See whether it is still there, once a second while it has calls. Raises NodeLost."""
+
     def workers(self) -> int:
         """Calls that it runs at once. Raises NodeLost."""
 
@@ -106,6 +109,7 @@ class Backend:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._flying: set[Item] = set()
+        self._looked_at = 0.0
         self._serial = itertools.count()
         self._timed: list[tuple[float, int, Item]] = []
         self._stopping: dict[Item, _Stop] = {}
@@ -323,6 +327,9 @@ class Backend:
                 item = heapq.heappop(self._timed)[2]
                 if item in self._flying:
                     self._expire(item)
+            if self._flying and now - self._looked_at > _IDLE_S:
+                self._looked_at = now
+                self._engine.look()
         except NodeLost as error:
             self._lose(error)
         for item, stop in list(self._stopping.items()):

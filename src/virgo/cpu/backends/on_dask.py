@@ -321,6 +321,9 @@ class DaskEngine:
             return False
         return bool(self._ask(self._client.scheduler.virgo_begun, keys=[future.key]))
 
+    def look(self) -> None:
+        """See Engine; Dask says it by itself."""
+
     def workers(self) -> int:
         """See Engine."""
         return sum(self._ask(self._client.scheduler.ncores).values())

@@ -1,28 +1,27 @@
 """Calls on a Ray cluster: `cpu.backend = "ray"`.
 
 Each call is a task of Ray that may not be repeated, unless `retries=` says so. When it begins it makes a mark
-in Ray's key-value store, where who takes back calls makes another: whoever is first has it. So a call can be
-told from one that waits, and one that is to be taken back is not killed when it has just begun.
+in Ray's key-value store, where who takes back calls makes another: whoever is first has it. So a call that
+runs is told from one that waits, and one that is to be taken back is not killed when it has just begun.
+
+When the head of a cluster is gone its calls are lost within seconds. A minute later Ray ends the program that
+was connected to it, unless it is back (RAY_gcs_rpc_server_reconnect_timeout_s).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
 
 import ray
 from ray import exceptions
-from ray.experimental.internal_kv import (
-    _internal_kv_del,
-    _internal_kv_exists,
-    _internal_kv_get,
-    _internal_kv_put,
-)
+from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
 from virgo.cpu import messages
 from virgo.cpu.backends import remote
@@ -44,6 +43,7 @@ from virgo.errors import (
 _NAMESPACE: Final = b"virgo"
 _BEGUN: Final = b"begun"
 _WITHDRAWN: Final = b"withdrawn"
+_ASK_S: Final = 2.0  # Ray adds a second
 _FUNCTION_BYTES: Final = 64 * 1024  # larger functions are put into Ray's store once
 _FUNCTIONS_MAX: Final = 32
 
@@ -62,7 +62,7 @@ def call(key: bytes, head: bytes, function: bytes, arguments: bytes, grant: tupl
         grant: bytes of memory that it may hold, 0 for no limit, and how often it may be run again.
     """
     if _mark(key, _BEGUN):
-        mark = _internal_kv_get(key, namespace=_NAMESPACE)
+        mark = internal_kv_get_gcs_client().internal_kv_get(key, _NAMESPACE, _ASK_S)
         if mark != _BEGUN:
             return messages.TAKEN
         if not grant[1]:
@@ -73,7 +73,7 @@ def call(key: bytes, head: bytes, function: bytes, arguments: bytes, grant: tupl
 
 def _mark(key: bytes, mark: bytes) -> bool:
     """Mark a call, unless it has a mark already; whether it has."""
-    return bool(_internal_kv_put(key, mark, overwrite=False, namespace=_NAMESPACE))
+    return not internal_kv_get_gcs_client().internal_kv_put(key, mark, False, _NAMESPACE, _ASK_S)
 
 
 class RayEngine:
@@ -89,7 +89,7 @@ class RayEngine:
         self._address = address or "auto"
         self._prefix = b"virgo-" + os.urandom(12).hex().encode()
         self._serial = 0
-        self._open = False
+        self._open = self._lost = False
         self._refs: dict[Item, tuple[bytes, Any]] = {}
         self._functions: dict[bytes, Any] = {}
 
@@ -137,6 +137,8 @@ class RayEngine:
 
     def begin(self, items: Sequence[Item], ended: Ended) -> None:
         """See Engine."""
+        if self._lost:
+            self.look()  # it may be back
         task = items[0].task
         needs = task.needs
         if needs != PLAIN:
@@ -186,7 +188,7 @@ class RayEngine:
         found = []
         for item in items:
             key, ref = self._refs[item]
-            if not _mark(key, _WITHDRAWN):
+            if not self._ask(partial(_mark, key, _WITHDRAWN)):
                 ray.cancel(ref, force=True)
                 found.append(item)
         return found
@@ -199,13 +201,18 @@ class RayEngine:
     def forget(self, item: Item) -> None:
         """See Engine."""
         found = self._refs.pop(item, None)
-        if found is not None:
-            _internal_kv_del(found[0], namespace=_NAMESPACE)
+        if found is not None and not self._lost:
+            with contextlib.suppress(NodeLost):  # then its mark is gone too
+                self._ask(partial(_unmark, found[0]))
 
     def begun(self, item: Item) -> bool:
         """See Engine."""
         found = self._refs.get(item)
-        return found is not None and bool(_internal_kv_exists(found[0], namespace=_NAMESPACE))
+        return found is not None and self._ask(partial(_has_mark, found[0]))
+
+    def look(self) -> None:
+        """See Engine."""
+        self._ask(partial(_has_mark, self._prefix))
 
     def workers(self) -> int:
         """See Engine."""
@@ -222,6 +229,27 @@ class RayEngine:
             if _ours and not _users:
                 _ours = False
                 ray.shutdown()
+
+    def _ask(self, what: Callable[[], bool]) -> bool:
+        """Ask the store at the cluster's head."""
+        try:
+            answer = what()
+        except exceptions.RpcError as error:
+            self._lost = True
+            raise NodeLost(
+                f"the head of the Ray cluster was lost; whether its calls have ended is unknown: {error}",
+                hint="`ray status` shows whether it is back.",
+            ) from error
+        self._lost = False
+        return answer
+
+
+def _has_mark(key: bytes) -> bool:
+    return bool(internal_kv_get_gcs_client().internal_kv_exists(key, _NAMESPACE, _ASK_S))
+
+
+def _unmark(key: bytes) -> bool:
+    return bool(internal_kv_get_gcs_client().internal_kv_del(key, False, _NAMESPACE, _ASK_S))
 
 
 def _failed(task: Task, error: BaseException) -> VirgoError:
