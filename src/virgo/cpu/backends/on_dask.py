@@ -5,8 +5,8 @@ at the scheduler before it begins (`claims`), by a plugin that the first client 
 once.
 
 Dask cannot kill what a worker's thread runs. A call that is to be stopped gets an exception into its thread,
-which ends it at its next step in Python; while it is inside C (a long `time.sleep`, NumPy) it goes on, and
-its outcome is dropped.
+which ends it at its next step in Python; while it is inside C (a long `time.sleep`, NumPy) it goes on, which
+is waited for a moment only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, Final
 
 import dask
@@ -35,7 +36,7 @@ from virgo.cpu.needs import PLAIN
 from virgo.errors import BadConfig, CallFailed, Cancelled, NodeLost, NoNode, NotRunning, VirgoError
 from virgo.limits import CALL_TERMINATE_S, REQUEST_DEADLINE_S
 
-_CONNECT_S: Final = 10.0
+_CONNECT_S: Final = 5.0
 _PLUGIN: Final = "virgo-claims"
 _MARK: Final = "-virgo"
 _LARGE: Final = "distributed.admin.large-graph-warning-threshold"
@@ -263,7 +264,7 @@ class DaskEngine:
         """Wait for what a call comes to; in Dask's loop."""
         try:
             outcome = await future
-        except asyncio.CancelledError as error:  # FutureCancelledError is one
+        except CancelledError as error:
             outcome = self._cancelled(error, item.task)
         except KilledWorker as error:
             outcome = CallFailed(

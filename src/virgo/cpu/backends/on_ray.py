@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -39,6 +40,7 @@ from virgo.errors import (
     NotRunning,
     VirgoError,
 )
+from virgo.limits import CONNECT_S
 
 _NAMESPACE: Final = b"virgo"
 _BEGUN: Final = b"begun"
@@ -122,9 +124,17 @@ class RayEngine:
             self._open = True
 
     def _connect(self) -> None:
+        host, _, port = self._address.rpartition(":")
+        if self._address != "auto" and ("/" in host or not host or not port.isdigit()):
+            raise BadConfig(
+                f"cpu.backend_address is {self._address}, which is no address of a Ray cluster",
+                hint="It is the HOST:PORT that `ray start --head` has shown, 6379 by default.",
+            )
         try:
+            if host:  # Ray itself would try for a minute
+                socket.create_connection((host, int(port)), CONNECT_S).close()
             ray.init(self._address, logging_level=logging.WARNING)
-        except ConnectionError as error:
+        except OSError as error:
             raise NotRunning(
                 f"no Ray cluster is found at {self._address}: {error}",
                 hint="`ray start --head` starts one; cpu.backend_address says where it is.",
