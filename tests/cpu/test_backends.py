@@ -501,3 +501,26 @@ with virgo.connect() as cloud:
     with ray_cluster(secret) if name == "ray" else dask_cluster() as (address, process):
         environment = {**secret, **settings(name, address), "CLUSTER": str(process.pid)}
         assert _script(text, running, environment).split() == ["NODELOST"] * 4
+
+
+def test_a_forked_process_has_its_own_way_or_none(engine: str, running: RunningCloud) -> None:
+    """It connects to Dask anew; Ray cannot be used after a fork, which is said; the parent goes on."""
+    text = """
+import os, virgo
+def attempt(number):
+    try:
+        print(cloud.cpu.submit(abs, number).result(20), flush=True)
+    except virgo.errors.VirgoError as error:
+        print(error.code, flush=True)
+with virgo.connect() as cloud:
+    attempt(-1)
+    child = os.fork()
+    if not child:
+        attempt(-2)
+        os._exit(0)
+    os.waitpid(child, 0)
+    attempt(-3)
+"""
+    environment = {name: os.environ.get(name, "") for name in settings("", "")}
+    in_child = "NOTRUNNING" if engine == "ray" else "2"
+    assert _script(text, running, environment).split() == ["1", in_child, "3"]

@@ -17,6 +17,7 @@
     messages   calls and outcomes as bytes, shared by clients, nodes and workers
     template   the process of a node that forks its workers
     worker     one worker: runs one call at a time
+    outcomes   what running a call comes to
     processes  the processes behind the workers
     pool       the workers of a node
     seating    who gets a place on which node, and who waits for one
@@ -54,6 +55,7 @@ On the client's side:
     client     what users hold: `cloud.cpu`
     aclient    the same for asyncio; `desk` takes outcomes to its event loop
     command    a command line as a call
+    backends   callables on a Ray or Dask cluster
     joblib_backend   for joblib and scikit-learn
 
 A call runs at most once, unless `retries=` says that it may be repeated. Every failure says its cause.

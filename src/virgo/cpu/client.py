@@ -422,6 +422,8 @@ class CpuClient(Executor):
     def _check_open(self) -> None:
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._pid != os.getpid():  # before calls are made that belong to the parent's book
+            self._begin()
 
 
 def _flat(results: Iterator[list[Any]]) -> Iterator[Any]:

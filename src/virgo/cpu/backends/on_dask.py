@@ -25,6 +25,7 @@ import distributed
 from dask.utils import parse_bytes
 from distributed import KilledWorker, get_worker
 from distributed.client import FutureCancelledError
+from distributed.comm import resolve_address
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from virgo.cpu import messages
@@ -203,6 +204,7 @@ class DaskEngine:
                 hint="Set cpu.backend_address, for example to tcp://HOST:8786, or DASK_SCHEDULER_ADDRESS.",
             )
         try:
+            resolve_address(address)
             client = distributed.Client(address, set_as_default=False, name="virgo", timeout=_CONNECT_S)
         except ValueError as error:
             raise BadConfig(
