@@ -132,14 +132,13 @@ def die(path: str, how: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def work(path: str, seconds: float = 60.0) -> float:
-    """Make a file longer again and again, in small steps."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def work(path: str, go: str = "/nowhere") -> str:
+    """Make a file longer again and again, in small steps, until another file is there."""
+    while not Path(go).exists():
         with Path(path).open("ab") as file:
             file.write(b"x")
         time.sleep(0.01)
-    return seconds
+    return go
 
 
 def sleep(path: str, seconds: float) -> None:
@@ -288,14 +287,14 @@ def test_a_deadline_stops_a_call(cloud: Cloud, tmp_path: Path) -> None:
 def _busy(cloud: Cloud, directory: Path) -> list[cf.Future[Any]]:
     """Two calls that run, so that others wait."""
     futures = [cloud.cpu.submit(work, str(directory / f"busy{number}")) for number in range(2)]
-    until(lambda: all(future.running() for future in futures), within_s=30)
+    until(lambda: len(list(directory.iterdir())) == 2, within_s=30)
+    assert all(future.running() for future in futures)
     return futures
 
 
 def test_cancelling_ends_what_runs_and_what_waits(cloud: Cloud, tmp_path: Path) -> None:
     """`cancel` is True for both, and returns when they have ended; what waited is never run."""
     busy = _busy(cloud, tmp_path)
-    until(lambda: len(list(tmp_path.iterdir())) == 2)
     waiting = [cloud.cpu.submit(work, str(tmp_path / f"waiting{number}")) for number in range(4)]
     for futures in (waiting, busy):
         assert all(future.cancel() for future in futures) and all(future.cancelled() for future in futures)
@@ -318,12 +317,14 @@ def test_a_call_inside_c_is_killed_but_for_dask(cloud: Cloud, engine: str, tmp_p
 
 def test_shutdown_drops_what_waits_and_lets_the_rest_end(cloud: Cloud, tmp_path: Path) -> None:
     """`cancel_futures` ends no call that runs; after it nothing is taken."""
-    busy = [cloud.cpu.submit(work, str(tmp_path / str(number)), 1.0) for number in range(2)]
-    until(lambda: all(future.running() for future in busy), within_s=30)
+    go = tmp_path / "go"
+    busy = [cloud.cpu.submit(work, str(tmp_path / str(number)), str(go)) for number in range(2)]
+    until(lambda: len(list(tmp_path.iterdir())) == 2, within_s=30)
     waiting = [cloud.cpu.submit(square, number) for number in range(20)]
-    cloud.cpu.shutdown(cancel_futures=True)
-    assert [future.result(0) for future in busy] == [1.0, 1.0]
+    cloud.cpu.shutdown(wait=False, cancel_futures=True)
     assert all(future.cancelled() for future in waiting)
+    go.touch()
+    assert [future.result(20) for future in busy] == [str(go)] * 2
     with pytest.raises(RuntimeError):
         cloud.cpu.submit(square, 1)
 
