@@ -25,6 +25,9 @@ from tests.waiting import until
 import virgo
 from virgo import aio
 from virgo.cloud import Cloud
+from virgo.cpu.backends.claims import Claims
+from virgo.cpu.backends.remote import LOST
+from virgo.cpu.messages import TAKEN
 from virgo.errors import (
     BadArgument,
     BadConfig,
@@ -431,35 +434,57 @@ def test_an_engine_that_is_not_installed_is_named(
         assert len(cloud.memory) >= 0
 
 
-@pytest.mark.parametrize(
-    ("name", "address", "kind"),
-    [
-        ("dask", "tcp://127.0.0.1:9", NotRunning),
-        ("dask", "nonsense://x:1", BadConfig),
-        ("dask", "", BadConfig),
-        ("ray", "127.0.0.1:9", NotRunning),
-        ("ray", "nonsense", BadConfig),
-    ],
-)
-def test_an_engine_that_does_not_answer_is_named(
-    name: str, address: str, kind: type[Exception], running: RunningCloud
-) -> None:
+_PLACES = {
+    "dask": [("tcp://127.0.0.1:9", NotRunning), ("nonsense://x:1", BadConfig), ("", BadConfig)],
+    "ray": [("127.0.0.1:9", NotRunning), ("nonsense", BadConfig), ("ray://127.0.0.1:9", BadConfig)],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_engine_that_does_not_answer_is_named(name: str, running: RunningCloud) -> None:
     """NotRunning for a place where nothing is, BadConfig for what is no place; soon, and with a hint."""
     text = """
-import virgo
-with virgo.connect() as cloud:
-    try:
-        cloud.cpu.submit(pow, 2, 3).result(20)
-    except virgo.errors.VirgoError as error:
-        print(type(error).__name__, bool(error.hint))
+import os, sys, virgo
+for address in sys.argv[1:]:
+    os.environ["VIRGO_CPU_BACKEND_ADDRESS"] = address
+    with virgo.connect() as cloud:
+        try:
+            cloud.cpu.submit(pow, 2, 3).result(20)
+        except virgo.errors.VirgoError as error:
+            print(type(error).__name__, bool(error.hint))
 """
-    assert _script(text, running, settings(name, address)).split() == [kind.__name__, "True"]
+    addresses = [address for address, _ in _PLACES[name]]
+    printed = _script(text, running, settings(name, ""), *addresses).splitlines()
+    assert printed == [f"{kind.__name__} True" for _, kind in _PLACES[name]]
 
 
-def _script(text: str, running: RunningCloud, environment: dict[str, str]) -> str:
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def test_a_claim_and_a_withdrawal_exclude_each_other() -> None:
+    """Whoever is first has the call; what is forgotten is as if it had never been."""
+    claims = Claims()
+    assert claims.claim("ran", 1, "w1") == (b"", True)
+    assert claims.withdraw(["ran", "waits"]) == ["waits"]
+    assert claims.claim("waits", 1, "w1") == (TAKEN, True)
+    assert claims.begun(["ran", "waits"]) == {"ran": "w1"}
+    claims.forget("waits")
+    assert claims.claim("waits", 1, "w2") == (b"", True)
+
+
+def test_a_call_is_claimed_as_often_as_it_may_run() -> None:
+    """Beyond that its outcome is lost; the last time is said, so that its death ends it."""
+    claims = Claims()
+    assert [claims.claim("call", 2, where) for where in ("w1", "w2", "w3")] == [
+        (b"", False), (b"", True), (LOST, True),
+    ]  # fmt: skip
+    assert claims.begun(["call"]) == {"call": "w2"} and claims.runs("call") == 2
+
+
+def _script(text: str, running: RunningCloud, environment: dict[str, str], *words: str) -> str:
     """What a program of its own prints that uses the cloud in this way."""
     done = subprocess.run(
-        [sys.executable, "-c", text],
+        [sys.executable, "-c", text, *words],
         env={**running.environment, **environment, "PYTHONWARNINGS": "error"},
         text=True, capture_output=True, timeout=50,
     )  # fmt: skip
@@ -492,16 +517,19 @@ with virgo.connect() as cloud:
     while not any(future.running() for future in futures):
         time.sleep(0.01)
     os.killpg(int(os.environ["CLUSTER"]), signal.SIGKILL)
-    for future in futures:
+    def tell(future):
         try:
             future.result(20)
-        except virgo.errors.NodeLost as error:
+        except virgo.errors.VirgoError as error:
             print(error.code)
+    for future in futures:
+        tell(future)
+    tell(cloud.cpu.submit(nap))
 """
-    secret = ray_environment()
+    secret, after = ray_environment(), {"ray": "NODELOST", "dask": "NOTRUNNING"}[name]
     with ray_cluster(secret) if name == "ray" else dask_cluster() as (address, process):
         environment = {**secret, **settings(name, address), "CLUSTER": str(process.pid)}
-        assert _script(text, running, environment).split() == ["NODELOST"] * 4
+        assert _script(text, running, environment).split() == ["NODELOST"] * 4 + [after]
 
 
 def test_a_forked_process_has_its_own_way_or_none(engine: str, running: RunningCloud) -> None:
@@ -525,3 +553,32 @@ with virgo.connect() as cloud:
     environment = {name: os.environ.get(name, "") for name in settings("", "")}
     in_child = "NOTRUNNING" if engine == "ray" else "2"
     assert _script(text, running, environment).split() == ["1", in_child, "3"]
+
+
+def test_dask_repeats_no_call_of_a_worker_that_is_retired(running: RunningCloud, tmp_path: Path) -> None:
+    """Dask would run it again elsewhere; its claim is refused there, and the call is CallFailed: lost."""
+    text = """
+import os, sys, time
+import distributed, virgo
+path = sys.argv[1]
+def note():
+    with open(path, "a") as file:
+        file.write("x")
+    time.sleep(60)
+with virgo.connect() as cloud, distributed.Client(os.environ["VIRGO_CPU_BACKEND_ADDRESS"]) as client:
+    future = cloud.cpu.submit(note)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    [at] = [worker for worker, keys in client.processing().items() if keys]
+    client.retire_workers([at])
+    try:
+        future.result(20)
+    except virgo.errors.CallFailed as error:
+        print(error.cause)
+    print(cloud.cpu.clone(pow, 2, 3))
+"""
+    path = tmp_path / "ran"
+    with dask_cluster() as (address, _):
+        printed = _script(text, running, settings("dask", address), str(path)).split()
+    assert printed == ["lost", "8"]
+    assert path.read_text() == "x"

@@ -196,7 +196,10 @@ class DaskEngine:
     def open(self) -> None:
         """See Engine."""
         if self._client is not None:
-            return
+            if self._client.status == "running":
+                return
+            self.close()  # a scheduler that was begun anew has no plugin yet
+            self._client = None
         address = self._address or dask.config.get("scheduler-address", None)
         if not address:
             raise BadConfig(

@@ -147,7 +147,7 @@ class RayEngine:
 
     def begin(self, items: Sequence[Item], ended: Ended) -> None:
         """See Engine."""
-        if self._lost:
+        if self._lost or not ray.is_initialized():
             self.look()  # it may be back
         task = items[0].task
         needs = task.needs
@@ -242,6 +242,11 @@ class RayEngine:
 
     def _ask(self, what: Callable[[], bool]) -> bool:
         """Ask the store at the cluster's head."""
+        if not ray.is_initialized():
+            raise NodeLost(
+                "the program has ended its connection to Ray; whether its calls have ended is unknown",
+                hint="Close the cloud before ray.shutdown().",
+            )
         try:
             answer = what()
         except exceptions.RpcError as error:
