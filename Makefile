@@ -12,7 +12,7 @@ help:
 	@echo "make test    set up, then every check and test"
 	@echo "make bench   set up, then the benchmarks against their peers"
 	@echo "make peers   set up, then memcached's own test suites against a node"
-	@echo "make chaos   set up, then the tests that kill and stop processes, for as long as an hour"
+	@echo "make chaos   set up, then the tests that kill and stop processes, for hours"
 	@echo "make setup   a virtual environment in $(VENV) with VIRGO in it"
 
 setup: $(STAMP)
@@ -52,6 +52,7 @@ peers: setup
 # What `make test` does some tens of times, done thousands of times.
 chaos: setup packages
 	VIRGO_TEST_KILLS=2000 $(BIN)/python -m pytest --timeout 14400 -k kill tests/memory
+	VIRGO_TEST_CHAOS_S=3600 $(BIN)/python -m pytest tests/cpu/test_cpu_chaos.py
 
 clean:
 	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

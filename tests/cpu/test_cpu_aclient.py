@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from virgo.cpu import messages
 from virgo.cpu.aclient import AsyncCpuClient
+from virgo.cpu.arguments import load_arguments
 from virgo.errors import BadArgument
 from virgo.limits import ASYNC_CALLS_MAX
 from virgo.wire.call import Call
@@ -36,7 +36,7 @@ class Hand:
                 await asyncio.sleep(0)
             else:
                 await self.flying[number].wait()
-            args, kwargs = messages.load_arguments(call.request[3])
+            args, kwargs = load_arguments(call.request[3])
             return pickle.loads(call.request[2])(*args, **kwargs)
         except asyncio.CancelledError:
             self.cancelled += 1

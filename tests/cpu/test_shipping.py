@@ -10,6 +10,7 @@ import cloudpickle
 import pytest
 
 from virgo.cpu import exports, messages, shipping
+from virgo.cpu.arguments import load_arguments
 from virgo.cpu.client import call_of
 from virgo.errors import BadArgument
 
@@ -80,11 +81,11 @@ def test_other_functions_at_the_same_address_are_not_confused():
 )
 def test_arguments_and_results_survive(value):
     """Plain and structured values come back equal."""
-    assert messages.load_arguments(shipping.ship_arguments((value,), {"k": value})) == (
+    assert load_arguments(shipping.ship_arguments((value,), {"k": value})) == (
         (value,),
         {"k": value},
     )
-    assert list(messages.load_arguments(shipping.ship_arguments((value,), {}))[0]) == [value]
+    assert list(load_arguments(shipping.ship_arguments((value,), {}))[0]) == [value]
     assert messages.as_result(messages.pickled(value), trusted=True) == value
 
 

@@ -15,6 +15,7 @@
     exports    functions that may be called by name, and `@virgo.export`
     programs   programs that may be called by name
     messages   calls and outcomes as bytes, shared by clients, nodes and workers
+    arguments  arguments as bytes
     template   the process of a node that forks its workers
     worker     one worker: runs one call at a time
     outcomes   what running a call comes to

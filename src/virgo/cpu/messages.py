@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import cloudpickle
@@ -20,7 +20,7 @@ import msgspec
 
 from virgo.context import Identity
 from virgo.cpu import apart
-from virgo.cpu.apart import ALONG, AT_HAND, Apart, Received
+from virgo.cpu.apart import ALONG, Apart, Received
 from virgo.cpu.needs import PLAIN as PLAIN_NEEDS
 from virgo.cpu.needs import Grant, Needs
 from virgo.cpu.segments import Mapping
@@ -36,7 +36,6 @@ PACKED: Final = b"M"  # a MessagePack result
 FAILED: Final = b"F"  # a Failure
 UNKNOWN: Final = b"N"  # the worker does not have the function: send it along
 NOT_EXPORTED: Final = b"E"  # no function of that name is exported there
-_PICKLE: Final = b"\x80"  # how a pickle begins, and no packed list does
 TAKEN: Final = b"T"  # taken back before it began
 INTEGER: Final = b"i"
 BULK: Final = b"b"
@@ -188,7 +187,6 @@ _order_decoder = msgspec.msgpack.Decoder(Order)
 _parcel_decoder = msgspec.msgpack.Decoder(Parcel)
 _terms_decoder = msgspec.msgpack.Decoder(Terms)
 _failure_decoder = msgspec.msgpack.Decoder(Failure)
-_arguments_decoder = msgspec.msgpack.Decoder(tuple[list[Any], dict[str, Any]])
 _packer = msgspec.msgpack.Encoder()
 _pack = _packer.encode
 _unpack = msgspec.msgpack.Decoder().decode
@@ -289,18 +287,6 @@ def texted(value: Any) -> bytes:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return BULK + bytes(value)
     return BULK + json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
-
-
-def word(data: bytes) -> Any:
-    """An argument in the form `text`: JSON if it is JSON, else the text, else the bytes."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def as_reply(outcome: bytes) -> Any:
@@ -411,44 +397,3 @@ def _unpickle_exception(outcome: bytes) -> BaseException | None:
     except Exception:  # noqa: BLE001 - exceptions with odd constructors do not unpickle; the text remains
         return None
     return value if isinstance(value, BaseException) else None
-
-
-def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """Arguments in the form `data`. Raises BadArgument."""
-    try:
-        return _packer.encode([args, kwargs])
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadArgument(
-            f"the arguments cannot be sent by MessagePack: {error}",
-            hint="A call by name takes None, numbers, text, bytes, lists and dictionaries.",
-        ) from None
-
-
-def ship_plain(args: tuple[Any, ...]) -> bytes | None:
-    """Arguments in the form `pickle` if all are plain and none is named, else None; see `load_arguments`."""
-    for value in args:
-        if type(value) not in PLAIN:
-            return None
-    try:
-        return _pack(args)
-    except (OverflowError, ValueError):
-        return None
-
-
-def load_arguments(data: bytes | Received) -> tuple[Sequence[Any], dict[str, Any]]:
-    """Arguments in the form `pickle`: a pickled pair, or a packed list. Raises what unpickling raises."""
-    if isinstance(data, Received):
-        return data.load()  # type: ignore[no-any-return]
-    first = data[:1]
-    if first == _PICKLE:
-        return pickle.loads(data)  # type: ignore[no-any-return]  # noqa: S301 - role exec sent it
-    if first == AT_HAND:
-        return apart.load_at_hand(data)  # type: ignore[no-any-return]
-    if first == ALONG:
-        return apart.load_along(data)  # type: ignore[no-any-return]
-    return _unpack(data), {}
-
-
-def unpack_arguments(data: bytes) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments in the form `data`. Raises msgspec.DecodeError."""
-    return _arguments_decoder.decode(data)

@@ -16,6 +16,7 @@ import cloudpickle
 
 from virgo.cpu import messages
 from virgo.cpu.apart import Received
+from virgo.cpu.arguments import load_arguments, unpack_arguments
 from virgo.cpu.messages import Failure, Form, Order, Parcel, Sent, failed
 from virgo.cpu.segments import Mapping
 from virgo.errors import VirgoError
@@ -139,10 +140,10 @@ def _raised(order: Order | Parcel, error: BaseException, node: str) -> bytes:
 
 def _arguments(form: Form, words: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
     if form == "text":
-        return [messages.word(word) for word in words], {}
+        return [word(word) for word in words], {}
     if form == "data":
-        return messages.unpack_arguments(words[0])
-    return messages.load_arguments(words[0])
+        return unpack_arguments(words[0])
+    return load_arguments(words[0])
 
 
 def _shown(error: BaseException) -> str:

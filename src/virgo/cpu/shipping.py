@@ -19,8 +19,9 @@ from typing import Any, Final
 
 import cloudpickle
 
-from virgo.cpu import apart, messages
+from virgo.cpu import apart
 from virgo.cpu.apart import Apart
+from virgo.cpu.arguments import pack_arguments, ship_plain
 from virgo.cpu.calls import Task
 
 _ATOMS: Final = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType)
@@ -70,9 +71,9 @@ _NOTHING: Final[tuple[list[Any], Shipped]] = ([], Shipped(b""))
 
 
 def ship_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], *, segments: bool = False) -> bytes | Apart:
-    """Arguments for `messages.load_arguments`; see `apart.dumps`. Raises what pickling raises."""
+    """Arguments for `arguments.load_arguments`; see `apart.dumps`. Raises what pickling raises."""
     if not kwargs:
-        plain = messages.ship_plain(args)
+        plain = ship_plain(args)
         if plain is not None:
             return plain
     _include_neighbours()
@@ -83,7 +84,7 @@ def arguments_of(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
     """The arguments of one call of a task. Raises BadArgument, or what pickling raises."""
     if task.trusted:
         return ship_arguments(args, kwargs, segments=True)
-    return messages.pack_arguments(args, kwargs)
+    return pack_arguments(args, kwargs)
 
 
 def _dump(value: Any) -> bytes:

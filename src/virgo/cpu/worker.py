@@ -29,6 +29,7 @@ import msgspec
 from virgo import context as contexts
 from virgo.context import Identity
 from virgo.cpu import messages, programs
+from virgo.cpu.arguments import unpack_arguments
 from virgo.cpu.ceiling import within
 from virgo.cpu.exports import exported
 from virgo.cpu.leased import Leased
@@ -210,7 +211,7 @@ class Worker:
     def _run_program(self, order: Order, command: list[str], words: list[bytes]) -> tuple[bytes, bytes]:
         try:
             if order.form == "data":
-                values, options = messages.unpack_arguments(words[0])
+                values, options = unpack_arguments(words[0])
                 if options:
                     raise BadArgument(
                         f"{order.label} is a program and takes no keyword arguments",

@@ -131,6 +131,11 @@ class Backend:
                     f"{name}={value!r} names a node of VIRGO, but cpu.backend has callables run by {title}",
                     hint=f"Leave {name}= out, or cpu.backend; calls by name go to VIRGO's nodes anyway.",
                 )
+        if task.write is not None:
+            raise BadArgument(
+                f"what a call writes is not brought back from {title}, which cpu.backend has run callables",
+                hint="Leave output= out: it is in the logs of that; or leave cpu.backend out.",
+            )
         self._engine.check(task)
         return self
 

@@ -37,7 +37,7 @@ def run(key: str, head: bytes, function: bytes, arguments: bytes) -> bytes:
         key: its id.
         head: a `Parcel`.
         function: the callable, pickled.
-        arguments: its arguments, for `messages.load_arguments`.
+        arguments: its arguments, for `arguments.load_arguments`.
     """
     parcel = messages.decode_parcel(head)
     deadline = None if parcel.left_ms is None else time.monotonic() + parcel.left_ms / 1000
