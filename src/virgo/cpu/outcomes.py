@@ -140,7 +140,7 @@ def _raised(order: Order | Parcel, error: BaseException, node: str) -> bytes:
 
 def _arguments(form: Form, words: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
     if form == "text":
-        return [word(word) for word in words], {}
+        return [word(one) for one in words], {}
     if form == "data":
         return unpack_arguments(words[0])
     return load_arguments(words[0])
