@@ -225,18 +225,20 @@ class Backend:
         """Until there is something to do; False if that may be never."""
         with self._changed:
             limit_s = self._limit_s(time.monotonic())
-            if self._told or self._changed.wait_for(lambda: self._told, limit_s):
-                return True
-            if self._flying or self._waiting:
+            self._changed.wait_for(lambda: self._told or self._over, limit_s)
+            if self._told or self._flying or self._waiting:
                 return True
             self._thread = None
             return False
 
+    @property
+    def _over(self) -> bool:
+        """Whether nothing comes any more."""
+        return self._closed and not self._flying
+
     def _limit_s(self, now: float) -> float:
         if self._waiting or self._stopping:
             return _LOOK_S
-        if self._closed and not self._flying:
-            return 0.0
         return max(0.0, min(_IDLE_S, self._timed[0][0] - now)) if self._timed else _IDLE_S
 
     def _begin(self, items: Sequence[Item]) -> None:
