@@ -16,7 +16,7 @@ import cloudpickle
 
 from virgo.cpu import messages
 from virgo.cpu.apart import Received
-from virgo.cpu.arguments import load_arguments, unpack_arguments
+from virgo.cpu.arguments import load_arguments, unpack_arguments, word
 from virgo.cpu.messages import Failure, Form, Order, Parcel, Sent, failed
 from virgo.cpu.segments import Mapping
 from virgo.errors import VirgoError
