@@ -41,6 +41,7 @@ class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 NOBODY = Identity()
+NODE = Identity(name="node", node=True)  # who speaks when a node hands a worker of its own a context
 
 
 class Context(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -28,7 +28,7 @@ from virgo.cpu.messages import Outcome, Terms
 from virgo.cpu.segments import Mapping, Segment, _mapped, take_spare
 from virgo.cpu.slate import WANTED, Slate
 from virgo.cpu.worker import Worker
-from virgo.errors import Denied, VirgoError
+from virgo.errors import CallFailed, Denied, VirgoError
 from virgo.limits import APART_SPARE_MAX
 
 
@@ -404,6 +404,20 @@ def test_memory_of_a_returned_array_is_not_filled_while_either_side_has_it() -> 
         assert len(kept) == 20
         for number, result in kept.items():
             assert result[0] == -1.0 and (result[1:] == float(number)).all()
+
+
+def test_arguments_that_cannot_be_had_are_an_error_of_the_call() -> None:
+    """And no reason to send them to another worker, where they cannot be had either; the lease goes on."""
+    basket = Basket()
+    with hired() as worker:
+        item, after = basket.items(numpy.sum, [(numpy.ones(100_000),), (numpy.ones(100),)])
+        assert isinstance(item.arguments, Apart)
+        item.arguments.segment = Segment(os.memfd_create("test"))  # too short
+        worker.lane.push([item, after])
+        worker.receive(lambda: not worker.lane.flying)
+    with pytest.raises(CallFailed, match=r"cannot be loaded .*shorter"):
+        messages.as_result(basket.outcomes.pop(0), trusted=True)
+    assert basket.results() == {1: 100.0}
 
 
 def test_memory_that_could_shrink_is_not_mapped() -> None:

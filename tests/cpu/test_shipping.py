@@ -11,7 +11,7 @@ import pytest
 
 from virgo.cpu import exports, messages, shipping
 from virgo.cpu.arguments import load_arguments
-from virgo.cpu.client import call_of
+from virgo.cpu.tasks import task_of
 from virgo.errors import BadArgument
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -134,6 +134,6 @@ def test_options_of_a_call_that_make_no_sense_are_refused_before_it_travels(
 ) -> None:
     """BadArgument that names option, value and range, and says what to give instead."""
     with pytest.raises(BadArgument) as caught:
-        call_of("pid", (), {}, **options)
+        task_of("pid", **options)
     assert said in caught.value.message
     assert caught.value.hint

@@ -17,12 +17,12 @@ from typing import Final
 from virgo.cpu import messages
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.contact import Contact
+from virgo.cpu.durations import Durations
 from virgo.cpu.lane import Lane
 from virgo.cpu.messages import Outcome
 from virgo.limits import LEASE_AHEAD_BYTES_MAX, LEASE_AHEAD_CALLS_MAX, LEASE_AHEAD_S
 
 _READ: Final = select.EPOLLIN
-_KEYS_MAX: Final = 10_000  # functions whose durations are remembered
 
 
 class Bench:
@@ -40,7 +40,7 @@ class Bench:
         queues: calls that wait, by the node that they must run on, "" for any; any thread may add some.
         ranked: whether calls have priorities; then only the thread adds some, by `rank`.
         cancelled: whether some of these have been cancelled.
-        took_s: how long calls of a function take.
+        durations: how long calls of a function take.
         closed: no idle worker is kept.
     """
 
@@ -58,7 +58,7 @@ class Bench:
         self.busy: dict[int, Lane] = {}
         self.queues: dict[str, deque[Item]] = {"": deque()}
         self.ranked = self.cancelled = self.closed = False
-        self.took_s: dict[bytes, float] = {}
+        self.durations: Durations[bytes] = Durations()
         self.epoll = select.epoll()
 
     def __repr__(self) -> str:
@@ -107,13 +107,6 @@ class Bench:
                 again.append(item)
         self.put_back(again)
 
-    def learn(self, key: bytes, took_s: float) -> None:
-        """Take note of how long a call has taken."""
-        known = self.took_s.get(key)
-        if known is None and len(self.took_s) >= _KEYS_MAX:
-            self.took_s.clear()
-        self.took_s[key] = took_s if known is None else 0.7 * known + 0.3 * took_s
-
     def let_go(self) -> None:
         """Give the idle workers back; for any thread."""
         with contextlib.suppress(IndexError):
@@ -124,7 +117,7 @@ class Bench:
 
     def room(self, task: Task, waiting: int) -> tuple[Lane | None, int]:
         """A worker that may have more calls of the task, and how many; an idle one is taken out."""
-        took_s = self.took_s.get(task.key)
+        took_s = self.durations.expect(task.key)
         ahead = 1 if took_s is None else max(1, min(LEASE_AHEAD_CALLS_MAX, int(LEASE_AHEAD_S / took_s)))
         share = -(-waiting // max(1, len(self.lanes)))
         for place in range(len(self.idle) - 1, -1, -1):

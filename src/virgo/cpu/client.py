@@ -59,17 +59,6 @@ class Export:
     summary: str
 
 
-def call_of(
-    target: Target,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    **options: Unpack[CallOptions],
-) -> Call[Any]:
-    """One call, to be run by either client."""
-    task = task_of(target, args, **options)
-    return by_node(task, Hand("").carry(arguments_of(task, args, kwargs)))
-
-
 def by_node(task: Task, arguments: bytes) -> Call[Any]:
     """The call of a task as a request to the node."""
     trusted = task.trusted

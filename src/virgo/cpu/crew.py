@@ -328,7 +328,7 @@ class Crew:
     def _look_at_slow(self, lane: Lane, now: float) -> None:
         """A worker has begun no call for a while: see what it has finished, and take back the rest."""
         at = lane.begun()[-1:]
-        if at and lane.stands(now) < 4 * self._bench.took_s.get(at[0].task.key, 0.0):
+        if at and lane.stands(now) < 4 * (self._bench.durations.expect(at[0].task.key) or 0.0):
             return
         self._bench.settle(lane, lane.finished())
         self._bench.put_back(lane.take_back())
@@ -370,7 +370,7 @@ class Crew:
             self._ends.over(lane)
             return
         if found:
-            bench.learn(found[-1][0].task.key, (time.monotonic() - since) / len(found))
+            bench.durations.learn(found[-1][0].task.key, (time.monotonic() - since) / len(found))
             bench.settle(lane, found)
         if not lane.flying and not lane.stopping:
             bench.unwatch(lane)

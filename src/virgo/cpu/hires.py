@@ -66,7 +66,7 @@ class Hires:
         """Calls have found no worker: ask for one, if it would have something to do."""
         bench, now = self._bench, time.monotonic()
         self._short_since = self._short_since or now
-        took_s = bench.took_s.get(queue[0].task.key)
+        took_s = bench.durations.expect(queue[0].task.key)
         worth = took_s is None or not bench.busy or len(queue) * took_s > LEASE_WORTH_S
         if node in self._open or node in self._meeting or not worth or len(bench.lanes) >= LEASES_MAX:
             return

@@ -187,9 +187,9 @@ class Leased:
         flush_at_ns = now + _FLUSH_NS
         for position in range(2, len(parcel)):
             number = self._next
-            arguments: bytes | Received = parcel[position]
+            arguments: bytes | Received | OSError = parcel[position]
             if parcel[position][:1] == APART and head.form == "pickle":
-                arguments = Received(parcel[position], self._descriptors.popleft(), kept=True)
+                arguments = self._received(parcel[position])
             words[BEGUN] = number + 1
             # Looked at after BEGUN shows it: either we see that it was taken, or who takes it sees BEGUN.
             if words[TAKEN_FROM] <= number < words[TAKEN_TO]:
@@ -199,7 +199,7 @@ class Leased:
                 outcome = run(arguments)
                 if worker.forked:
                     worker.leave()
-            apart = type(arguments) is not bytes
+            apart = isinstance(arguments, Received)
             parcel[position] = b""  # large ones are not kept while the others run
             del arguments
             if worker.output_end() != self._written:  # before the outcome: who has that may ask for it
@@ -216,7 +216,14 @@ class Leased:
                 if words[WANTED] or self._gone:
                     return
 
-    def _runner(self, head: Parcel, sent: bytes) -> Callable[[bytes | Received], Sent]:
+    def _received(self, data: bytes) -> Received | OSError:
+        """Arguments whose buffers lie apart, or why they cannot be had here."""
+        try:
+            return Received(data, self._descriptors.popleft(), kept=True)
+        except OSError as error:
+            return error
+
+    def _runner(self, head: Parcel, sent: bytes) -> Callable[[bytes | Received | OSError], Sent]:
         """What turns the arguments of one call of the parcel into its outcome."""
         worker, node = self._worker, self._terms.node
         if head.form == "pickle" and not self._terms.trusted:
@@ -233,7 +240,9 @@ class Leased:
             return lambda _arguments: messages.UNKNOWN
         found = function
 
-        def run(arguments: bytes | Received) -> Sent:
+        def run(arguments: bytes | Received | OSError) -> Sent:
+            if isinstance(arguments, OSError):
+                return not_loaded(head, arguments, node=node)
             came = arguments.mapping if isinstance(arguments, Received) else None
             return outcome_of(head, found, [arguments], node=node, segments=True, came=came)
 

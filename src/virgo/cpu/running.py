@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from virgo import context as contexts
-from virgo.context import Context, Identity
+from virgo.context import Context
 from virgo.cpu import messages
 from virgo.cpu.hiring import Hiring
 from virgo.cpu.messages import Terms, Work
@@ -14,8 +14,6 @@ from virgo.cpu.needs import Grant
 from virgo.cpu.processes import WorkerProcess
 from virgo.cpu.seen import TaskInfo
 from virgo.cpu.slate import BEGUN
-
-_NODE = Identity(name="node", node=True)
 
 
 class Call:
@@ -66,7 +64,7 @@ class Call:
             if self.hiring is not None:
                 self._context = messages.decode_terms(self.work.context)
             elif self.work.context:
-                self._context = contexts.decode(self.work.context, speaker=_NODE)
+                self._context = contexts.decode(self.work.context, speaker=contexts.NODE)
             else:
                 self._context = Context(id=contexts.new_id())
         return self._context

@@ -70,7 +70,7 @@ class Seating:
         self._pool = pool
         self._own = own
         self._chance = chance
-        self.durations = Durations()
+        self.durations: Durations[str] = Durations()
         self._random = services.config.cpu.placement.lower() == "random"
         self._seats: dict[int, Seats] = {services.number: Seats()}
         self._waiting: Line[_Waiting] = Line()

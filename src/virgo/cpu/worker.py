@@ -27,7 +27,6 @@ import hiredis
 import msgspec
 
 from virgo import context as contexts
-from virgo.context import Identity
 from virgo.cpu import messages, programs
 from virgo.cpu.arguments import unpack_arguments
 from virgo.cpu.ceiling import within
@@ -45,7 +44,6 @@ _F_SETSIG: Final = 10  # Linux; the standard library has no name for it
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = "500"  # when memory runs out, a worker goes before its node
 _seek = os.lseek
-_NODE: Final = Identity(name="node", node=True)
 
 
 def bind_to_lifeline(descriptor: int) -> None:
@@ -133,7 +131,7 @@ class Worker:
             with within(Grant(memory=terms.memory)):
                 return b"", self._serve_lease(terms)
         # Threads of the call inherit no context variables; there is one call here, so they share its context.
-        contexts.adopt(contexts.decode(order.context, speaker=_NODE) if order.context else None)
+        contexts.adopt(contexts.decode(order.context, speaker=contexts.NODE) if order.context else None)
         try:
             with within(order.grant):
                 flags, outcome = self._run(order, request)
