@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -223,3 +224,27 @@ def test_memory_that_is_gone_is_an_error_of_the_call(cloud: Cloud) -> None:
     del apart
     with pytest.raises(CallFailed, match="cannot be loaded"):
         cloud.cpu._runner.run(by_node(task, sent))
+
+
+def doubled_twice(data: Any, *, count: int = 2) -> Any:
+    assert type(data) in (bytes, bytearray)
+    return data * count
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_long_bytes_arrive_as_they_were(
+    cloud3: RunningCloud, cloud: Cloud, kind: Callable[[Any], Any]
+) -> None:
+    """Of the same type, both ways, by a leased worker, through a node, over TCP, in a map."""
+    data = kind(os.urandom(400_000))
+    for options in ({}, BY_NODE, {"node": "n3", **BY_NODE}):
+        found = cloud.cpu.clone(doubled_twice, data, count=3, **options)
+        assert type(found) is kind and found == data * 3
+    assert list(cloud.cpu.map(doubled_twice, [data, kind(b"short"), data])) == [
+        data * 2,
+        b"short" * 2,
+        data * 2,
+    ]
+    address = f"127.0.0.1:{cloud3.ports('n1')['cpu']}"
+    with connect(address, token=cloud3.token, home=cloud3.home) as connected:
+        assert connected.cpu.clone(doubled_twice, data) == data * 2

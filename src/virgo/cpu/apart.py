@@ -20,7 +20,7 @@ import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import msgspec
 
@@ -112,6 +112,30 @@ class Received:
         memory = self.mapping.memory
         parts = [memory[at : at + size] for at, size in zip(self._places, self._sizes, strict=True)]
         return pickle.loads(self._pickled, buffers=parts)  # noqa: S301 - as for any pickle of a call
+
+
+class Large:
+    """Bytes that are to lie apart, as they do not by themselves; they arrive as they were.
+
+    Args:
+        data: bytes, or a bytearray.
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = data
+
+    def __repr__(self) -> str:
+        return f"<Large {type(self._data).__name__} of {len(self._data)}>"
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[Any, ...]:
+        return type(self._data), (pickle.PickleBuffer(self._data),)
+
+
+def is_large(value: Any) -> bool:
+    """Whether that is for Large."""
+    return (type(value) is bytes or type(value) is bytearray) and len(value) >= APART_BYTES_MIN
 
 
 def dumps(

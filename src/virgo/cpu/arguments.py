@@ -13,6 +13,7 @@ from virgo.cpu import apart
 from virgo.cpu.apart import ALONG, AT_HAND, Received
 from virgo.cpu.messages import PLAIN
 from virgo.errors import BadArgument
+from virgo.limits import APART_BYTES_MIN
 
 _PICKLE: Final = b"\x80"  # how a pickle begins, and no packed list does
 _pack = msgspec.msgpack.Encoder().encode
@@ -34,7 +35,8 @@ def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
 def ship_plain(args: tuple[Any, ...]) -> bytes | None:
     """Arguments in the form `pickle` if all are plain and none is named, else None; see `load_arguments`."""
     for value in args:
-        if type(value) not in PLAIN:
+        kind = type(value)
+        if kind not in PLAIN or (kind is bytes and len(value) >= APART_BYTES_MIN):
             return None
     try:
         return _pack(args)

@@ -255,7 +255,9 @@ def pickled(value: Any, *, segments: bool = False, came: Mapping | None = None) 
 
     Plain values are packed, which takes a quarter of the time. Large buffers are apart, see `apart.dumps`.
     """
-    if type(value) in PLAIN:
+    if apart.is_large(value):
+        value = apart.Large(value)
+    elif type(value) in PLAIN:
         try:
             return PACKED + _pack(value)
         except (OverflowError, ValueError):  # a large number, text that is not UTF-8

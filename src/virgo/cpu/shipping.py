@@ -20,7 +20,7 @@ from typing import Any, Final
 import cloudpickle
 
 from virgo.cpu import apart
-from virgo.cpu.apart import Apart
+from virgo.cpu.apart import Apart, Large, is_large
 from virgo.cpu.arguments import pack_arguments, ship_plain
 from virgo.cpu.calls import Task
 
@@ -77,6 +77,8 @@ def ship_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], *, segments: b
         if plain is not None:
             return plain
     _include_neighbours()
+    if any(map(is_large, args)):
+        args = tuple(Large(value) if is_large(value) else value for value in args)
     return apart.dumps((args, kwargs), cloudpickle.dumps, segments=segments)
 
 
