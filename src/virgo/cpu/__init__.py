@@ -2,7 +2,8 @@
 
     placement  decides which node runs a call: no I/O, no clock
     core       decides which worker of a node runs it, the same way
-    needs      processors, GPUs and memory that calls ask for, and a node's stock of them
+    needs      processors, GPUs and memory that calls ask for
+    stock      a node's GPUs and memory
     ceiling    keeps a call to what it was granted
     deaths     why a worker has died
     outputs    what calls have written

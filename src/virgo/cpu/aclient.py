@@ -18,14 +18,13 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from virgo.config import CpuConfig
 from virgo.cpu import messages
 from virgo.cpu.afollow import run_followed
 from virgo.cpu.apart import Apart, Hand
 from virgo.cpu.backends import backend_of
-from virgo.cpu.backends.base import Backend
 from virgo.cpu.calls import Book, Item, Task
 from virgo.cpu.client import (
     EXPORTS,
@@ -51,6 +50,9 @@ from virgo.limits import ASYNC_CALLS_MAX
 from virgo.wire.aclient import AsyncClient
 from virgo.wire.call import AsyncRunner
 from virgo.wire.client import Client
+
+if TYPE_CHECKING:
+    from virgo.cpu.backends.base import Backend
 
 
 class AsyncCpuClient:

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import cloudpickle
 import msgspec
@@ -28,7 +28,6 @@ from virgo.config import CpuConfig
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart, Hand
 from virgo.cpu.backends import backend_of
-from virgo.cpu.backends.base import Backend
 from virgo.cpu.calls import Book, Item, Sink, Task
 from virgo.cpu.channel import Channel
 from virgo.cpu.crew import Crew
@@ -78,6 +77,9 @@ def publish_of(function: Callable[..., Any], name: str) -> Call[int]:
 EXPORTS: Call[list[Export]] = Call(
     ("CPU.EXPORTS",), lambda reply: [Export(*map(as_text, entry)) for entry in reply]
 )
+
+if TYPE_CHECKING:
+    from virgo.cpu.backends.base import Backend
 
 
 def _as_workers(reply: bytes) -> int:

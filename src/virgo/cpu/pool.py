@@ -28,12 +28,13 @@ from virgo.cpu.deaths import Deaths
 from virgo.cpu.hiring import Hiring
 from virgo.cpu.kills import Kills
 from virgo.cpu.messages import Order, Work
-from virgo.cpu.needs import Grant, Stock
+from virgo.cpu.needs import Grant
 from virgo.cpu.outputs import Entry, Outputs
 from virgo.cpu.processes import TemplateProcess, WorkerProcess
 from virgo.cpu.recalls import Recalls
 from virgo.cpu.running import Call
 from virgo.cpu.seen import TaskInfo
+from virgo.cpu.stock import Stock
 from virgo.errors import Busy, DeadlineExceeded, NodeLost, NotLoaded, VirgoError
 from virgo.limits import (
     CALL_TERMINATE_S,

@@ -31,12 +31,12 @@ from virgo.cpu.exports import check_name
 from virgo.cpu.leases import Leases
 from virgo.cpu.mailbox import Mailboxes
 from virgo.cpu.messages import Options
-from virgo.cpu.needs import Stock, gpus_here
 from virgo.cpu.placement import workers_of
 from virgo.cpu.pool import WorkerPool
 from virgo.cpu.programs import allowlist
 from virgo.cpu.published import Published, PublishedFunction
 from virgo.cpu.sight import Sight
+from virgo.cpu.stock import Stock, gpus_here
 from virgo.errors import BadArgument
 from virgo.members import Load
 from virgo.module import NodeServices

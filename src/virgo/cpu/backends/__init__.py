@@ -13,12 +13,14 @@ with the first call. VIRGO must be installed where the engine's workers are, and
 from __future__ import annotations
 
 import importlib.util
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from virgo.config import CpuConfig
-from virgo.cpu.backends.base import Backend, Engine
-from virgo.cpu.calls import Book
 from virgo.errors import BadConfig
+
+if TYPE_CHECKING:
+    from virgo.cpu.backends.base import Backend, Engine
+    from virgo.cpu.calls import Book
 
 # What is imported for each, and what it is called.
 _ENGINES: Final = {"dask": ("distributed", "Dask"), "ray": ("ray", "Ray")}
@@ -43,6 +45,8 @@ def backend_of(config: CpuConfig, book: Book) -> Backend | None:
             f"cpu.backend is {config.backend}, but {title} is not installed here",
             hint=f"pip install 'virgo-os[{name}]', here and where {title}'s workers are.",
         )
+    from virgo.cpu.backends.base import Backend
+
     engine: Engine
     if name == "ray":
         from virgo.cpu.backends.on_ray import RayEngine
