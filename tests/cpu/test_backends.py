@@ -360,7 +360,7 @@ def test_memory_is_a_ceiling_where_a_worker_runs_one_call(cloud: Cloud, engine: 
 
 def test_options_that_only_nodes_know_are_refused(cloud: Cloud, engine: str) -> None:
     """Names of nodes mean nothing to other engines, priorities nothing to Ray: BadArgument with a hint."""
-    options: list[dict[str, Any]] = [{"node": "n1"}, {"near": "n1"}, {"priority": 5}]
+    options: list[dict[str, Any]] = [{"node": "n1"}, {"near": "n1"}, {"priority": 5}, {"output": print}]
     for option in options:
         if engine == "virgo" or (engine, option) == ("dask", {"priority": 5}):
             assert cloud.cpu.clone(square, 3, **option) == 9

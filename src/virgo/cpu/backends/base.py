@@ -133,8 +133,8 @@ class Backend:
                 )
         if task.write is not None:
             raise BadArgument(
-                f"what a call writes is not brought back from {title}, which cpu.backend has run callables",
-                hint="Leave output= out: it is in the logs of that; or leave cpu.backend out.",
+                f"output= is not to be had of {title}, by which cpu.backend has callables run",
+                hint=f"Leave output= out, and see the logs of {title}; or leave cpu.backend out.",
             )
         self._engine.check(task)
         return self
