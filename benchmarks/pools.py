@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers, servers
-from benchmarks.harness import Comparison, Figures, Hosted, Need
+from benchmarks.harness import Comparison, Hosted, Need
 from benchmarks.servers import WORKERS
 
 
@@ -77,9 +77,6 @@ class Pooled(Hosted):
 
     def start(self) -> None:
         self.calls = self.pool.make(self.running)
-
-    def measure(self) -> Figures:
-        raise NotImplementedError
 
 
 def comparisons(names: Iterable[str], peers: Iterable[str] = ()) -> tuple[Comparison, ...]:

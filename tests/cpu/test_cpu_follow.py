@@ -21,7 +21,7 @@ from tests.waiting import alive, until
 from virgo.aio import connect as aio_connect
 from virgo.cloud import Cloud
 from virgo.cpu.follow import Output
-from virgo.errors import BadArgument, CallFailed
+from virgo.errors import BadArgument, CallFailed, DeadlineExceeded
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -151,7 +151,14 @@ def test_last_words_come_before_the_failure(clone: Clone) -> None:
         assert file.getvalue() == words
 
 
-def test_a_call_whose_output_cannot_be_handed_on_is_stopped(clone: Clone, tmp_path: Path) -> None:
+class Full(Exception):
+    """Of a writer."""
+
+
+@pytest.mark.parametrize("error", [Full, BadArgument])
+def test_a_call_whose_output_cannot_be_handed_on_is_stopped(
+    clone: Clone, tmp_path: Path, error: type[Exception]
+) -> None:
     """As a program whose pipe is closed is; the error is what the caller gets."""
     path = tmp_path / "pid"
 
@@ -160,14 +167,11 @@ def test_a_call_whose_output_cannot_be_handed_on_is_stopped(clone: Clone, tmp_pa
         print("first", flush=True)
         time.sleep(100)
 
-    class Full(Exception):
-        pass
-
     def refuse(_data: bytes) -> None:
-        raise Full
+        raise error("mine")
 
     began = time.monotonic()
-    with pytest.raises(Full):
+    with pytest.raises(error, match="mine"):
         clone(go_on, output=refuse)
     until(lambda: not alive(int(path.read_text())))
     assert time.monotonic() - began < 20
@@ -187,6 +191,30 @@ def test_a_cancelled_one_is_cancelled(cloud: Cloud) -> None:
     assert not alive(int(parts[0]))
     assert cloud.cpu.stats()["outstanding"] == 0
     assert cloud.cpu.clone(speak, "later", output=io.StringIO()) == "later"
+
+
+def test_a_call_goes_on_while_nobody_says_what_it_writes(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes that do not answer are no reason to stop it; what it wrote is there once they do."""
+    look, failures = cloud.cpu._follower._look, []
+
+    def sometimes(task: str, offset: int) -> Any:
+        if len(failures) < 3:
+            failures.append(task)
+            raise DeadlineExceeded("no answer")
+        return look(task, offset)
+
+    monkeypatch.setattr(cloud.cpu._follower, "_look", sometimes)
+    file = io.StringIO()
+
+    def linger() -> str:
+        print("words", flush=True)
+        time.sleep(2)
+        return "done"
+
+    assert cloud.cpu.clone(linger, output=file) == "done"
+    assert len(failures) == 3 and file.getvalue() == "words\n"
 
 
 @pytest.mark.parametrize("output", [3, "text", b"bytes"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -21,6 +23,8 @@ from virgo import context as contexts
 from virgo.aio import connect as aio_connect
 from virgo.cloud import Cloud
 from virgo.context import Context, Identity
+from virgo.cpu.core import Ledger
+from virgo.cpu.kills import Kills
 from virgo.cpu.seen import TaskInfo
 from virgo.errors import BadArgument, CallFailed, Denied
 
@@ -137,6 +141,29 @@ def test_only_the_call_itself_is_ended(running: RunningCloud, cloud: Cloud, tmp_
     assert len(results) == 300 and len(failed) == len(ids) > 5
     assert all(error.cause == "cancelled" for error in failed)
     assert not set(ids) & {one for one in results if isinstance(one, str)}
+
+
+def test_a_worker_that_is_held_goes_on_if_whoever_kills_goes_away(tmp_path: Path) -> None:
+    """The client that asks for a kill dies just then: the worker is not left stopped."""
+    sent: list[signal.Signals] = []
+
+    async def main() -> None:
+        with subprocess.Popen(["sleep", "60"]) as process:
+            worker: Any = SimpleNamespace(pid=process.pid, signal=sent.append)  # so that it does not stop
+            ledger, call = Ledger(target=1), SimpleNamespace(number=1, hiring=True, label="x", task="y")
+            ledger.warm(1)
+            ledger.ready(1)
+            ledger.submit(1)
+            killing = asyncio.create_task(Kills("n1", ledger, {}, {1: worker}).kill(call, "y", "me"))  # type: ignore[arg-type]
+            while not sent:
+                await asyncio.sleep(0)
+            killing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await killing
+            process.kill()
+
+    asyncio.run(main())
+    assert sent == [signal.SIGSTOP, signal.SIGCONT]
 
 
 def test_calls_are_ended_by_their_owner_or_an_admin(cloud: Cloud, tmp_path: Path) -> None:

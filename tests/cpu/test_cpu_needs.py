@@ -178,7 +178,7 @@ def test_gpus_come_back_from_calls_that_die_or_are_cancelled(cloud: Cloud) -> No
     held = cloud.cpu.submit_to(gpus, (60.0,), gpus=2)
     until(held.running)
     waiting = cloud.cpu.submit_to(gpus, (60.0,), gpus=2)
-    time.sleep(0.1)
+    until(lambda: cloud.stats()["stats"]["cpu"]["unplaced"] == 1)
     waiting.cancel()
     held.cancel()
     assert cloud.cpu.submit_to(gpus, gpus=3).result(20) == "0,1,2"
@@ -189,7 +189,7 @@ def test_calls_that_wait_for_gpus_let_others_pass(cloud: Cloud) -> None:
     held = cloud.cpu.submit_to(gpus, (60.0,), gpus=3)
     until(held.running)
     waiting = [cloud.cpu.submit_to(gpus, (0.0,), gpus=1) for _ in range(5)]
-    time.sleep(0.1)
+    until(lambda: cloud.stats()["stats"]["cpu"]["unplaced"] == 5)
     for options in ({}, {"cpus": 2}):
         assert cloud.cpu.submit_to(abs, (-3,), **options).result(5) == 3
     assert not any(future.done() for future in waiting)

@@ -18,11 +18,12 @@ import pytest
 from conftest import RunningCloud
 from virgo.aio import connect as aio_connect
 from virgo.cloud import Cloud, connect
-from virgo.cpu.apart import Apart
+from virgo.cpu.apart import Apart, Hand
 from virgo.cpu.client import by_node
+from virgo.cpu.dispatch import _carried
 from virgo.cpu.shipping import arguments_of
 from virgo.cpu.tasks import task_of
-from virgo.errors import CallFailed, UnknownId
+from virgo.errors import BadArgument, CallFailed, UnknownId
 from virgo.memory.client import Region
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -221,9 +222,13 @@ def test_memory_that_is_gone_is_an_error_of_the_call(cloud: Cloud) -> None:
     apart = arguments_of(task, (numpy.ones(100_000), 1), {})
     assert isinstance(apart, Apart)
     sent = apart.at_hand()
+    assert Hand("/no/such/socket").carry(apart) == apart.along()  # who sends it says that nobody is there
     del apart
     with pytest.raises(CallFailed, match="cannot be loaded"):
         cloud.cpu._runner.run(by_node(task, sent))
+    for wrong in (sent, b"H", b"Hnonsense"):
+        with pytest.raises(BadArgument, match="cannot be read"):
+            asyncio.run(_carried("summed", wrong))
 
 
 def doubled_twice(data: Any, *, count: int = 2) -> Any:

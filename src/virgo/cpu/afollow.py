@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from virgo.cpu.calls import Task
 from virgo.cpu.follow import Reading, Write
 from virgo.cpu.seen import Written
-from virgo.errors import BadArgument, NodeLost, NotRunning, from_line
+from virgo.errors import VirgoError, from_line
 from virgo.limits import COLLECT_WAIT_S, OUTPUT_LOOK_S, OUTPUT_LOOK_S_MAX, REQUEST_DEADLINE_S
 from virgo.wire.call import AsyncRunner, Call, as_text
 
@@ -42,11 +42,13 @@ async def run_followed(
         while True:
             ended = outcome.done()  # looked at first: what is there then is all
             before = reading.offset
-            try:
-                while reading.take(await look(known_as, reading.offset)):
-                    pass
-            except (BadArgument, NodeLost, NotRunning):
-                pass  # it has written nothing; or its outcome will say that its node is lost
+            while True:
+                try:
+                    written = await look(known_as, reading.offset)
+                except VirgoError:  # it has written nothing, or nodes do not answer: its outcome says more
+                    break
+                if not reading.take(written):
+                    break
             if ended:
                 return outcome.result()
             look_s = OUTPUT_LOOK_S if reading.offset > before else min(2 * look_s, OUTPUT_LOOK_S_MAX)

@@ -194,7 +194,7 @@ class Hand:
         return f"<Hand to {self._path or 'elsewhere'}>"
 
     def carry(self, arguments: bytes | Apart) -> bytes:
-        """As bytes; an Apart is to be kept until its call has its outcome. Raises OSError."""
+        """As bytes; an Apart is to be kept until its call has its outcome."""
         if not isinstance(arguments, Apart):
             return arguments
         if self._at_hand is None:
@@ -202,11 +202,17 @@ class Hand:
         return arguments.at_hand() if self._at_hand else arguments.along()
 
 
-def _may_open_ours(path: str) -> bool:
-    """Whether who listens there sees our descriptors below /proc: has our user and our view of processes."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(path)
-        pid, user, _ = credentials(connection.fileno())
+def _may_open_ours(path: str) -> bool | None:
+    """Whether who listens there sees our descriptors below /proc: has our user and our view of processes.
+
+    None if nobody does, which whoever sends the call is told.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            pid, user, _ = credentials(connection.fileno())
+    except OSError:
+        return None
     try:
         theirs, ours = (Path(f"/proc/{one}/ns/pid").stat() for one in (pid, "self"))
     except OSError:

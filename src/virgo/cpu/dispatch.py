@@ -28,6 +28,7 @@ from virgo.cpu.pool import WorkerPool
 from virgo.cpu.published import Published
 from virgo.cpu.seating import Seating
 from virgo.errors import (
+    BadArgument,
     Busy,
     Cancelled,
     DeadlineExceeded,
@@ -221,7 +222,7 @@ class Dispatcher:
         there, here = self._services.member(number), self._services.member(self._services.number)
         name = there.name
         if there.machine != here.machine and arguments and arguments[0][:1] == AT_HAND:
-            arguments = [await asyncio.to_thread(carried, arguments[0])]
+            arguments = [await _carried(options.label, arguments[0])]
         self.forwarded[name] = self.forwarded.get(name, 0) + 1
         if flight is not None:
             flight.peer = number
@@ -326,6 +327,17 @@ class Dispatcher:
             yield
         finally:
             self._pool.reclaim(parent)
+
+
+async def _carried(label: str, arguments: bytes) -> bytes:
+    """Arguments that lie in the memory of a client here, for another machine. Raises BadArgument."""
+    try:
+        return await asyncio.to_thread(carried, arguments)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadArgument(
+            f"the arguments of {label} cannot be read: {error}",
+            hint="They lie in the memory of whoever sent the call, who must wait for it.",
+        ) from None
 
 
 def _bounded(options: Options) -> Context:

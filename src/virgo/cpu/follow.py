@@ -16,7 +16,7 @@ from virgo.cpu.calls import Sink
 from virgo.cpu.futures import Cancel, CpuFuture
 from virgo.cpu.messages import Outcome
 from virgo.cpu.seen import Written
-from virgo.errors import BadArgument, Cancelled, NodeLost, NotRunning, VirgoError
+from virgo.errors import BadArgument, Cancelled, VirgoError
 from virgo.limits import OUTPUT_LOOK_S, OUTPUT_LOOK_S_MAX
 
 _IDLE_S: Final = 10.0
@@ -170,12 +170,14 @@ class Follower:
         wrote = False
         try:
             while item is not None and item.id and not followed.future.done():
-                if not followed.reading.take(self._look(item.id, followed.reading.offset)):
+                try:
+                    written = self._look(item.id, followed.reading.offset)
+                except VirgoError:  # it has written nothing, or nodes do not answer: its outcome says more
+                    break
+                if not followed.reading.take(written):
                     break
                 wrote = True
-        except (BadArgument, NodeLost, NotRunning):
-            pass  # it has written nothing; or its outcome will say that its node is lost
-        except BaseException as error:  # noqa: BLE001 - of the caller's file, or a refusal: he is to know
+        except BaseException as error:  # noqa: BLE001 - of the caller's file: he is to know
             self._fail(followed, error)
             return wrote
         if end is not None:

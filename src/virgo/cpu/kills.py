@@ -57,13 +57,14 @@ class Kills:
                 return False
             call.future.set_result(self._failure(call.label, f"was cancelled by {by} before it began"))
             return True
-        # A leased worker goes from call to call by itself: it is held while we see which one it is at.
-        if call.hiring is not None and not await self._hold(worker, call, task):
+        try:
+            # A leased worker goes from call to call by itself: it is held while we see which one it is at.
+            if call.hiring is not None and not await self._hold(worker, call, task):
+                return False
+            call.killed = self._failure(call.label, f"was cancelled by {by}")
+            worker.terminate(f"{call.label} was cancelled by {by}")
+        finally:  # also if whoever wants that goes away meanwhile
             worker.signal(signal.SIGCONT)
-            return False
-        call.killed = self._failure(call.label, f"was cancelled by {by}")
-        worker.terminate(f"{call.label} was cancelled by {by}")
-        worker.signal(signal.SIGCONT)
         await asyncio.shield(worker.gone)
         return True
 
