@@ -15,7 +15,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from tests.conftest import RunningCloud, a_cloud
+from tests.conftest import RunningCloud
 from tests.waiting import alive, until
 
 from virgo.aio import connect as aio_connect
@@ -26,19 +26,6 @@ from virgo.errors import BadArgument, CallFailed, DeadlineExceeded
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 Clone = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningCloud]:
-    """A node that runs two calls at once."""
-    with a_cloud(environment={"VIRGO_CPU_WORKERS": "2"}) as started:
-        yield started
-
-
-@pytest.fixture
-def cloud(running: RunningCloud) -> Iterator[Cloud]:
-    with running.connect() as connected:
-        yield connected
 
 
 @pytest.fixture(params=["threads", "asyncio"])

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
 import pytest
-from tests.conftest import RunningCloud, a_cloud
+from tests.conftest import RunningCloud
 from tests.waiting import alive, until
 
 from virgo import context as contexts
@@ -29,22 +28,6 @@ from virgo.cpu.seen import TaskInfo
 from virgo.errors import BadArgument, CallFailed, Denied
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-# By a worker that the client leases, and through the node.
-BOTH = pytest.mark.parametrize("options", [{}, {"priority": 1, "cpus": 2}], ids=["leased", "by node"])
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningCloud]:
-    """A node that runs two calls at once."""
-    with a_cloud(environment={"VIRGO_CPU_WORKERS": "2"}) as started:
-        yield started
-
-
-@pytest.fixture
-def cloud(running: RunningCloud) -> Iterator[Cloud]:
-    with running.connect() as connected:
-        yield connected
 
 
 def noted(path: str, seconds: float) -> int:
@@ -67,7 +50,6 @@ def the_one(cloud: Cloud, label: str, state: str = "running") -> TaskInfo:
     )
 
 
-@BOTH
 @pytest.mark.parametrize("function", [noted, stubborn])
 def test_who_waits_is_told_by_whom_it_was_ended(
     running: RunningCloud, cloud: Cloud, tmp_path: Path, options: dict[str, Any], function: Any

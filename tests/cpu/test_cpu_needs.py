@@ -30,12 +30,6 @@ def running() -> Iterator[RunningCloud]:
         yield started
 
 
-@pytest.fixture
-def cloud(running: RunningCloud) -> Iterator[Cloud]:
-    with running.connect() as connected:
-        yield connected
-
-
 def during(path: str, seconds: float = 0.3) -> tuple[float, float]:
     """From when to when it ran, in monotonic time; noted by its file while it runs."""
     began = time.monotonic()

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
-from tests.conftest import RunningCloud, a_cloud
+from tests.conftest import RunningCloud
 from tests.waiting import until
 
 from virgo import context as contexts
@@ -26,22 +25,6 @@ from virgo.errors import BadArgument, CallFailed, Denied
 from virgo.limits import OUTPUT_BYTES, OUTPUT_ENTRIES_MAX, OUTPUT_FILES_MAX
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-# By a worker that the client leases, and through the node.
-BOTH = pytest.mark.parametrize("options", [{}, {"priority": 1, "cpus": 2}], ids=["leased", "by node"])
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningCloud]:
-    """A node that runs two calls at once."""
-    with a_cloud(environment={"VIRGO_CPU_WORKERS": "2"}) as started:
-        yield started
-
-
-@pytest.fixture
-def cloud(running: RunningCloud) -> Iterator[Cloud]:
-    with running.connect() as connected:
-        yield connected
 
 
 def held_below(directory: Path) -> int:
@@ -82,7 +65,6 @@ def spoken(text: str) -> str:
 # --- what was written -----------------------------------------------------------------------------
 
 
-@BOTH
 def test_what_a_call_writes_is_kept_with_it(cloud: Cloud, options: dict[str, Any]) -> None:
     """Each has its own, in order, also when many are run by one worker; silent ones have none."""
     futures = [cloud.cpu.submit_to(speak, (str(number),), **options) for number in range(20)]
@@ -96,7 +78,6 @@ def test_what_a_call_writes_is_kept_with_it(cloud: Cloud, options: dict[str, Any
         cloud.cpu.output(silent)
 
 
-@BOTH
 def test_what_a_dead_call_wrote_is_kept(cloud: Cloud, tmp_path: Path, options: dict[str, Any]) -> None:
     """Of one that was killed, after others by the same worker, and of one that raised."""
 
@@ -118,7 +99,6 @@ def test_what_a_dead_call_wrote_is_kept(cloud: Cloud, tmp_path: Path, options: d
     assert all_of(cloud, str(caught.value)) == "complaint\n"
 
 
-@BOTH
 def test_what_a_running_call_writes_is_seen(cloud: Cloud, tmp_path: Path, options: dict[str, Any]) -> None:
     """As it writes it; `ended` says when there will be no more."""
 
@@ -143,7 +123,6 @@ def test_what_a_running_call_writes_is_seen(cloud: Cloud, tmp_path: Path, option
     assert until(lambda: cloud.cpu.output(task.task).ended)
 
 
-@BOTH
 def test_a_flood_of_output_harms_nobody(cloud: Cloud, options: dict[str, Any]) -> None:
     """Of 300 MB the last part is kept, with where it begins; the disk gets the rest back."""
 

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy
 import psutil
 import pytest
 import redis
-from tests.conftest import RunningCloud, a_cloud
+from tests.conftest import RunningCloud
 from tests.waiting import until
 
 from virgo import context as contexts
@@ -31,19 +30,6 @@ from virgo.errors import CallFailed, Denied, NodeLost, NotRunning
 from virgo.limits import APART_SPARE_MAX
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningCloud]:
-    """A node that runs two calls at once."""
-    with a_cloud(environment={"VIRGO_CPU_WORKERS": "2"}) as started:
-        yield started
-
-
-@pytest.fixture
-def cloud(running: RunningCloud) -> Iterator[Cloud]:
-    with running.connect() as connected:
-        yield connected
 
 
 def cpu(running: RunningCloud) -> dict[str, Any]:
