@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +14,10 @@ import pytest
 
 from virgo.cpu.bench import Bench
 from virgo.cpu.calls import Book, Direct, Item, Task
+from virgo.cpu.contact import Hire
+from virgo.cpu.hires import Hires
+from virgo.wire.address import Address
+from virgo.wire.client import Client
 
 THREADS, CALLS = 3, 20_000
 
@@ -54,3 +61,24 @@ def test_no_call_is_lost_however_threads_add_them(change: Callable[[Bench, Item]
     for batch in batches:
         own = set(batch)
         assert [item.index for item in found if item in own] == list(range(CALLS))
+
+
+@pytest.mark.parametrize(
+    ("extra", "lanes", "stays"), [(False, False, False), (False, True, True), (True, False, True)]
+)
+def test_a_client_whose_last_worker_is_recalled_asks_anew(extra: bool, lanes: bool, stays: bool) -> None:
+    """It may be a call that all others wait for: what it asked for as one worker more must not wait."""
+    book = Book()
+    bench = Bench(book, lambda _items: None, lambda _thing: None)
+    hires = Hires(bench, Client(Address(path="/no/such/socket")), None)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        hire = Hire(hires._home, ours, extra=extra)
+        hires._open[""] = hire
+        bench.epoll.register(hire.fileno(), select.EPOLLIN)
+        bench.queues[""].append(Item(Task("pickle", "label", "", b"", b"digest"), b"", Direct(), 0, book))
+        if lanes:
+            bench.lanes[object()] = hires._home  # type: ignore[index]
+        hires.look(time.monotonic())
+        assert bool(hires) is stays
+        hires.close()

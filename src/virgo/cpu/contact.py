@@ -119,7 +119,7 @@ class Contact:
             if connection is not None:
                 connection.close()
             raise not_connected(self.address, error) from error
-        return Hire(self, connection)
+        return Hire(self, connection, extra=extra)
 
     def ping(self) -> None:
         """Return if the node lives. Raises NodeLost, NotRunning."""
@@ -163,12 +163,14 @@ class Hire:
 
     Attributes:
         contact: whom.
+        extra: whether it must not wait for a worker that is free, see `messages.Options`.
         patience_s: for how long to wait before it is asked for otherwise.
         since, asked: when it was asked for, and when it was looked whether the node lives, in monotonic time.
     """
 
-    def __init__(self, contact: Contact, connection: socket.socket) -> None:
+    def __init__(self, contact: Contact, connection: socket.socket, *, extra: bool = False) -> None:
         self.contact = contact
+        self.extra = extra
         self.patience_s = math.inf
         self.since = self.asked = time.monotonic()
         self._connection = connection

@@ -83,10 +83,13 @@ class Hires:
                 self._on_answer(node, hire)
 
     def look(self, now: float) -> None:
-        """What is due: drop what is not needed or too narrow, ask whether a silent node lives."""
+        """What is due: drop what is not needed, or asked for too narrowly; look after silent nodes."""
         for node, hire in list(self._open.items()):
             needed = bool(self._bench.queues.get(node))
             if now - hire.since > (hire.patience_s if needed else LEASE_LOOK_S):
+                self._drop(node)
+            elif not hire.extra and not self._bench.lanes:
+                # The last worker was recalled meanwhile: what waits now may be what all others wait for.
                 self._drop(node)
             elif now - hire.asked > LIFE_QUIET_S:
                 hire.asked = now
