@@ -242,11 +242,17 @@ def until_stopped(pid: int) -> None:
         time.sleep(0.001)
 
 
+def helps(cloud: Cloud) -> int:
+    """How many stopped writers were let go on until the node had changed something."""
+    cloud.client.execute("SET", "node", b"x")
+    return int(cloud.memory.stats()["writers_helped"])
+
+
 def test_a_stopped_writer_holds_up_nobody(one: RunningCloud, cloud: Cloud) -> None:
     """A client that is stopped in the middle of a change is let finish it, and is stopped again."""
     region = cloud.memory.malloc(100)
     writer = Counting(one, "stopped", region.id)
-    slowest = 0.0
+    slowest, before = 0.0, helps(cloud)
     try:
         for _ in range(30):
             writer.go_on()
@@ -256,8 +262,11 @@ def test_a_stopped_writer_holds_up_nobody(one: RunningCloud, cloud: Cloud) -> No
             cloud.memory["mapped"] = b"x"
             slowest = max(slowest, time.monotonic() - began)
             until_stopped(writer.process.pid)
+            helped = [helps(cloud) for _ in range(5)]
+            assert len(set(helped)) == 1, "it stood in the middle of its next change"
             writer.process.send_signal(signal.SIGCONT)
         assert slowest < 2
+        assert helped[0] > before
         assert cloud.memory.stats()["writers_killed"] == 0
     finally:
         writer.kill()

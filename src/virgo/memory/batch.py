@@ -98,7 +98,7 @@ class Batch(Snapshot):
             self._failure = tables.fault(error)
             raise self._failure from error
         finally:
-            tables.waiting_since = 0.0
+            tables.have_right()
         self._writing = True
         self._id = self._txn.id()
         self._version = self._id << _VERSION_BITS

@@ -2,8 +2,9 @@
 
 The kernel gives it back for a client that is killed. One that is stopped (Ctrl-Z, SIGSTOP) in the middle of a
 change keeps it, and the node would wait without end. So a thread looks whether the node waits for it; then
-it lets stopped clients go on, one after the other, until the right is free, and stops them again. A client
-that cannot be let go on, in a debugger for example, is killed before anybody is told that the node is lost.
+it lets stopped clients go on, one after the other, until the node has the right, and stops them again before
+the node gives it up, so that none of them stands in the middle of its next change. A client that cannot be
+let go on, in a debugger for example, is killed before anybody is told that the node is lost.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from virgo.errors import Denied, NotRunning
@@ -23,7 +25,7 @@ from virgo.memory.writers import writers
 
 log = logging.getLogger("virgo.memory")
 _LOOK_S: Final = 0.05
-_GO_ON_S: Final = 0.2  # for a client to finish its change, which takes it microseconds of work
+_GO_ON_S: Final = 0.2  # for a client to finish its change, which takes it microseconds of work, and to stop
 _POLL_S: Final = 0.001
 
 
@@ -72,14 +74,18 @@ class Guard:
                     self._let_finish(mark, since)
 
     def _let_finish(self, mark: ProcessMark, since: float) -> None:
-        """Have a stopped process go on until the right is free."""
-        if not mark.signal(signal.SIGCONT):
-            return
-        deadline = time.monotonic() + _GO_ON_S
-        while self._tables.waiting_since == since and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-        mark.signal(signal.SIGSTOP)
-        if self._tables.waiting_since != since:
+        """Have a stopped process go on until the node has the right."""
+        tables = self._tables
+        tables.helped = True  # from now on the node keeps the right once it has it
+        try:
+            if tables.waiting_since != since or not mark.signal(signal.SIGCONT):
+                return
+            _until(lambda: tables.waiting_since != since)
+            mark.signal(signal.SIGSTOP)
+            _until(lambda: _is_still(mark.pid))
+        finally:
+            tables.helped = False
+        if tables.waiting_since != since:
             self.helped += 1
             log.warning("pid %d was stopped in the middle of a change, and was let finish it", mark.pid)
 
@@ -92,3 +98,16 @@ class Guard:
                 with contextlib.suppress(NotRunning):
                     found.append(ProcessMark.of(pid))
         return found
+
+
+def _is_still(pid: int) -> bool:
+    """Whether a process can take nothing: it has been stopped, or has ended."""
+    seen = vitals(pid)
+    return seen is None or seen.stopped or seen.ended
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Wait for it, for _GO_ON_S at most."""
+    deadline = time.monotonic() + _GO_ON_S
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)

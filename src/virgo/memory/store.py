@@ -185,7 +185,7 @@ class Store(Tables):
         try:
             self.waiting_since = time.monotonic()  # a stopped client may have to be let finish first
             told = self._tell_end()
-            self.waiting_since = 0.0
+            self.have_right()
             if not told:
                 return
             condense.copy(self.env, self.directory)

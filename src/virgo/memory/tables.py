@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ STATE, IDENTITY = b"state", b"identity"
 _STATE = struct.Struct("<QQQ?I?")
 _LAST_BYTES = 1 * MiB  # of the ground, for the owner to say how things are
 _NEARLY_FULL_BYTES = 1 * MiB
+_POLL_S = 0.0005
 _READERS_CHECK_TRANSACTIONS = 64  # so that looking costs nothing, and little can be written in between
 
 
@@ -77,6 +79,8 @@ class Tables:
         broken: why the files have to be opened anew, or "".
         grounded: False once there was no ground for a change.
         hits, misses: gets of keys that were there, or not.
+        waiting_since: monotonic time since when the right to write is waited for here, or 0.
+        helped: whether a stopped client is being let go on, so that it gives that right up.
     """
 
     def __init__(self, env: Any, directory: Path, map_bytes: int, ground: Ground | None) -> None:
@@ -91,7 +95,8 @@ class Tables:
         self.keys_size_bytes = 0  # when they were last measured
         self.keys_grown_bytes = 0  # at most, since then
         self.last_id = 0  # of the last transaction that is known to have written
-        self.waiting_since = 0.0  # monotonic time since when the right to write is waited for here, or 0
+        self.waiting_since = 0.0
+        self.helped = False
         self._readers_checked_id = 0
         self.apart_bytes = 0  # declared, of regions that have files of their own
 
@@ -138,6 +143,16 @@ class Tables:
                 self.grounded = False
                 raise
         return int(ground.taken - upto - spare)
+
+    def have_right(self) -> None:
+        """The right to write is waited for no longer.
+
+        If a stopped client was let go on for it, this is where it is stopped again: now it cannot be in the
+        middle of its next change, in which the next to write would have to wait for it anew.
+        """
+        self.waiting_since = 0.0
+        while self.helped:
+            time.sleep(_POLL_S)
 
     def free_dead_readers(self) -> None:
         """Now and then, once half of the map is in use: what a killed reader saw is kept until then."""
