@@ -262,13 +262,15 @@ def test_a_client_that_goes_away_ends_its_calls(cloud3, tmp_path):
     """Closing the connection of a call, or dying with submitted ones, kills what they ran."""
     with cloud3.connect("n1") as cloud:
         connection = cloud.client.take()
+        from virgo.cpu.apart import Hand
         from virgo.cpu.client import by_node
         from virgo.cpu.shipping import ship_arguments
         from virgo.cpu.tasks import task_of
         from virgo.wire.client import pack
 
         arguments = ship_arguments((str(tmp_path / "one"),), {})
-        connection.send(pack(by_node(task_of(note_and_sleep, node="n2"), arguments).request), None)
+        call = by_node(task_of(note_and_sleep, node="n2"), arguments, Hand(""))
+        connection.send(pack(call.request), None)
         pid = noted(tmp_path / "one")
         connection.close()
         until(lambda: not alive(pid))

@@ -225,7 +225,7 @@ def test_memory_that_is_gone_is_an_error_of_the_call(cloud: Cloud) -> None:
     assert Hand("/no/such/socket").carry(apart) == apart.along()  # who sends it says that nobody is there
     del apart
     with pytest.raises(CallFailed, match="cannot be loaded"):
-        cloud.cpu._runner.run(by_node(task, sent))
+        cloud.cpu._runner.run(by_node(task, sent, Hand("")))
     for wrong in (sent, b"H", b"Hnonsense"):
         with pytest.raises(BadArgument, match="cannot be read"):
             asyncio.run(_carried("summed", wrong))

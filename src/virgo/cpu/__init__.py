@@ -50,7 +50,7 @@ On the client's side:
     futures    futures, runs, streams
     shipping   functions and arguments as bytes
     apart      large buffers beside what is pickled
-    segments   shared memory for them
+    segments   shared memory for them; `landing` where they land that come through a node
     channel    many calls in flight of one client through a node
     follow     what a call writes, for its caller; `afollow` for asyncio
     maps       one function over many arguments

@@ -115,9 +115,7 @@ class AsyncCpuClient:
             crew = self._backend.crew_for(task)
         elif task.write is not None:
             async with self._lanes:
-                found = await run_followed(
-                    self._runner, self.output, task, task.write, self._hand.carry(arguments)
-                )
+                found = await run_followed(self._runner, self.output, task, task.write, arguments, self._hand)
             return messages.as_result(found, trusted=task.trusted)
         else:
             crew = None if self._lessee is None else self._lessee.crew_for(task)
@@ -140,7 +138,7 @@ class AsyncCpuClient:
 
     async def _run_by_node(self, task: Task, arguments: bytes | Apart) -> Any:
         async with self._lanes:
-            return await self._runner.run(by_node(task, self._hand.carry(arguments)))
+            return await self._runner.run(by_node(task, arguments, self._hand))
 
     def _send_back(self, items: list[Item]) -> None:
         """Calls that are not for leased workers; from the crew's thread."""

@@ -6,8 +6,10 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
+from virgo.cpu.apart import Apart, Hand
 from virgo.cpu.calls import Task
 from virgo.cpu.follow import Reading, Write
+from virgo.cpu.messages import Outcome, arrived
 from virgo.cpu.seen import Written
 from virgo.errors import VirgoError, from_line
 from virgo.limits import COLLECT_WAIT_S, OUTPUT_LOOK_S, OUTPUT_LOOK_S_MAX, REQUEST_DEADLINE_S
@@ -19,8 +21,9 @@ async def run_followed(
     look: Callable[[str, int], Awaitable[Written]],
     task: Task,
     write: Write,
-    arguments: bytes,
-) -> bytes:
+    arguments: bytes | Apart,
+    hand: Hand,
+) -> Outcome:
     """Run a call through a node; its outcome, when all that it has written is handed on.
 
     Args:
@@ -28,13 +31,15 @@ async def run_followed(
         look: what a call has written, from an offset on.
         task, arguments: the call.
         write: takes what it writes.
+        hand: takes the arguments to the node.
 
     Raises:
         VirgoError: it has no outcome; or what writing raises, or CancelledError: then it is stopped.
     """
     mailbox = os.urandom(12).hex()
     verb = "CPU.CALL.SUBMIT" if task.trusted else "CPU.INVOKE.SUBMIT"
-    request = (verb, mailbox, task.options(mailbox), task.function, arguments)
+    place = hand.place() if task.trusted else None
+    request = (verb, mailbox, task.options(mailbox, place), task.function, hand.carry(arguments))
     known_as = await runner.run(Call(request, as_text, REQUEST_DEADLINE_S))
     outcome = asyncio.get_running_loop().create_task(_collected(runner, mailbox))
     reading, look_s = Reading(write), OUTPUT_LOOK_S
@@ -50,7 +55,7 @@ async def run_followed(
                 if not reading.take(written):
                     break
             if ended:
-                return outcome.result()
+                return arrived(outcome.result(), place)
             look_s = OUTPUT_LOOK_S if reading.offset > before else min(2 * look_s, OUTPUT_LOOK_S_MAX)
             await asyncio.wait([outcome], timeout=look_s)
     finally:

@@ -6,15 +6,18 @@ which it came goes back with the place in it. The worker may have it mapped then
 the worker gives it back.
 
 Where no descriptor can go, through a node, workers of the same machine and user open the very segment by the
-process that holds it, until the call has its outcome.
+process that holds it, until the call has its outcome; and lay the result where that process keeps a place for
+it (see `landing`).
 
 In bytes, `APART` or `LENT` begins what has its buffers in a segment that goes with it, `AT_HAND` what has
-them in one of another process, and `ALONG` what carries them itself, for other machines. All go on with a
-MessagePack array: the pickle, then the buffers, or their places and sizes.
+them in one of another process, `LANDED` what has them in its place with who gets it, and `ALONG` what carries
+them itself, for other machines. All go on with a MessagePack array: the pickle, then the buffers, or their
+places and sizes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
@@ -24,6 +27,8 @@ from typing import Any, Final, SupportsIndex
 
 import msgspec
 
+from virgo.cpu import landing
+from virgo.cpu.landing import Address, Place
 from virgo.cpu.segments import Mapping, Segment, filled, read
 from virgo.limits import APART_BYTES_MIN, APART_SEGMENTS_MAX
 from virgo.wire.peer import credentials
@@ -31,6 +36,7 @@ from virgo.wire.peer import credentials
 APART: Final = b"B"
 LENT: Final = b"L"
 AT_HAND: Final = b"H"
+LANDED: Final = b"D"
 ALONG: Final = b"O"
 GIFT: Final = b"G"  # instead of an outcome: a segment comes back
 
@@ -39,6 +45,7 @@ _Places = tuple[bytes, list[int], list[int]]
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_along = msgspec.msgpack.Decoder(tuple[bytes, list[memoryview]]).decode
 _unpack_places = msgspec.msgpack.Decoder(_Places).decode
+_unpack_landed = msgspec.msgpack.Decoder(tuple[bytes, list[int], list[int], int]).decode
 _unpack_at_hand = msgspec.msgpack.Decoder(tuple[bytes, list[int], list[int], int, int, int]).decode
 
 
@@ -82,24 +89,39 @@ class Received:
     """Something pickled that has come, with its buffers mapped.
 
     Args:
-        data: what came, beginning with APART or LENT. Raises msgspec.DecodeError, ValueError if it does not
-            go on as these do.
-        descriptor: of the segment; it is ours now. Raises OSError if it cannot be mapped.
-        kept: whether the mapping keeps it.
+        parts: the pickle, places and sizes of its buffers. Raises ValueError if there are no such places.
+        mapped: maps as much as they take. Raises OSError if that cannot be mapped.
 
     Attributes:
-        mapping: the segment, mapped.
+        mapping: where they lie, mapped.
     """
 
     __slots__ = ("_pickled", "_places", "_sizes", "mapping")
 
-    def __init__(self, data: bytes, descriptor: int, *, kept: bool = False) -> None:
-        segment = Segment(descriptor)
-        self._pickled, self._places, self._sizes = _unpack_places(data[1:])
+    def __init__(self, parts: _Places, mapped: Callable[[int], Mapping]) -> None:
+        self._pickled, self._places, self._sizes = parts
         if min(self._places + self._sizes) < 0:
             raise ValueError("a buffer lies before its segment")
-        size = max(place + size for place, size in zip(self._places, self._sizes, strict=True))
-        self.mapping = Mapping(segment, size, ours=data[:1] == APART, kept=kept)
+        self.mapping = mapped(max(place + size for place, size in zip(*parts[1:], strict=True)))
+
+    @classmethod
+    def apart(cls, data: bytes, descriptor: int, *, kept: bool = False) -> Received:
+        """What came with a segment.
+
+        Args:
+            data: what came, beginning with APART or LENT. Raises msgspec.DecodeError, ValueError if it does
+                not go on as these do.
+            descriptor: of the segment; it is ours now. Raises OSError if it cannot be mapped.
+            kept: whether the mapping keeps it.
+        """
+        segment, ours = Segment(descriptor), data[:1] == APART
+        return cls(_unpack_places(data[1:]), lambda size: Mapping(segment, size, ours=ours, kept=kept))
+
+    @classmethod
+    def landed(cls, data: bytes, place: Place) -> Received:
+        """What lies in its place. Raises msgspec.DecodeError, ValueError, OSError if it does not."""
+        pickled, places, sizes, start = _unpack_landed(data[1:])
+        return cls((pickled, places, sizes), lambda size: place.mapping(start, size))
 
     def __len__(self) -> int:
         return len(self._pickled)
@@ -139,7 +161,12 @@ def is_large(value: Any) -> bool:
 
 
 def dumps(
-    value: Any, dump: Callable[..., bytes], *, segments: bool, came: Mapping | None = None
+    value: Any,
+    dump: Callable[..., bytes],
+    *,
+    segments: bool,
+    came: Mapping | None = None,
+    land: Address | None = None,
 ) -> bytes | Apart:
     """Pickle something, large buffers apart.
 
@@ -148,6 +175,7 @@ def dumps(
         dump: `pickle.dumps`, or cloudpickle's.
         segments: whether descriptors can go along; if not, buffers are still not copied into the pickle.
         came: what the argument lies in, if this is for who sent that: what lies there need not be copied.
+        land: a place with who gets it.
 
     Raises what pickling raises.
     """
@@ -173,9 +201,13 @@ def dumps(
         found = came.places(buffers)
         if found is not None:
             return Apart(APART + _pack([data, found, sizes]), came.segment, lent=True)
+    places, size = _lay_out(sizes)
+    if land is not None:
+        with contextlib.suppress(OSError):  # then they go along
+            landing.lay(land, buffers, places)
+            return LANDED + _pack([data, places, sizes, land[-1]])
     if not segments or Segment.alive >= APART_SEGMENTS_MAX:
         return ALONG + _pack([data, buffers])
-    places, size = _lay_out(sizes)
     return Apart(APART + _pack([data, places, sizes]), filled(buffers, places, size))
 
 
@@ -193,13 +225,21 @@ class Hand:
     def __repr__(self) -> str:
         return f"<Hand to {self._path or 'elsewhere'}>"
 
+    @property
+    def _is_at_hand(self) -> bool:
+        if self._at_hand is None:
+            self._at_hand = _may_open_ours(self._path)
+        return bool(self._at_hand)
+
     def carry(self, arguments: bytes | Apart) -> bytes:
         """As bytes; an Apart is to be kept until its call has its outcome."""
         if not isinstance(arguments, Apart):
             return arguments
-        if self._at_hand is None:
-            self._at_hand = _may_open_ours(self._path)
-        return arguments.at_hand() if self._at_hand else arguments.along()
+        return arguments.at_hand() if self._is_at_hand else arguments.along()
+
+    def place(self) -> Place | None:
+        """Where the result may land, if workers there may write to our memory."""
+        return landing.place() if self._is_at_hand else None
 
 
 def _may_open_ours(path: str) -> bool | None:
@@ -228,8 +268,8 @@ def carried(data: bytes) -> bytes:
 
 def load_at_hand(data: bytes) -> Any:
     """The object in bytes that begin with AT_HAND. Raises OSError, or what unpickling raises."""
-    segment, (pickled, places, sizes) = _reached(data)
-    return Received(LENT + _pack([pickled, places, sizes]), os.dup(segment.descriptor)).load()
+    segment, parts = _reached(data)
+    return Received(parts, lambda size: Mapping(segment, size, ours=False, kept=False)).load()
 
 
 def _reached(data: bytes) -> tuple[Segment, _Places]:

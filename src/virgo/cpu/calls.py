@@ -12,11 +12,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from virgo.context import Context
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart
+from virgo.cpu.landing import Place
 from virgo.cpu.messages import Form, Options, Outcome, Parcel
 from virgo.cpu.needs import PLAIN, Needs
 from virgo.errors import VirgoError
@@ -96,8 +97,8 @@ class Task:
         other.near = near
         return other
 
-    def options(self, key: str = "") -> bytes:
-        """The options of one of its calls, for a node."""
+    def options(self, key: str = "", place: Place | None = None) -> bytes:
+        """The options of one of its calls, for a node, and where its result may land."""
         return messages.encode_options(
             Options(
                 key,
@@ -109,6 +110,7 @@ class Task:
                 near=self.near,
                 priority=self.priority,
                 needs=self.needs,
+                land=None if place is None else place.address,
             )
         )
 
@@ -176,12 +178,14 @@ class Item:
         task, arguments, sink, index: what it is, and for whom.
         key: by which its client and a node know it, if it goes through one.
         id: by which all know it then, as soon as the node has said so.
+        place: where its result may land, if it goes through a node.
         repeated: how often it has been run again after its worker had died.
         lost: how often its node was lost.
     """
 
     key = id = ""
     repeated = lost = 0
+    place: Place | None = None
 
     def __init__(self, task: Task, arguments: bytes | Apart, sink: Sink, index: int, book: Book) -> None:
         self.task = task
@@ -205,8 +209,9 @@ class Item:
             book.open.remove(self)
         except KeyError:
             return
-        self.arguments = b""  # they may be large
-        self.sink.settle(self.index, outcome)
+        # What may be large is not kept: a future keeps its call, which would keep the future.
+        sink, self.sink, self.arguments, self.place = self.sink, _DONE, b"", None
+        sink.settle(self.index, outcome)
         if book.waiting and not book.open:
             book.tell()
 
@@ -217,8 +222,8 @@ class Item:
             book.open.remove(self)
         except KeyError:
             return
-        self.arguments = b""
-        self.sink.fail(self.index, error)
+        sink, self.sink, self.arguments, self.place = self.sink, _DONE, b"", None
+        sink.fail(self.index, error)
         if book.waiting and not book.open:
             book.tell()
 
@@ -243,3 +248,6 @@ class Direct:
     def fail(self, _index: int, error: VirgoError) -> None:
         """See Sink."""
         self.error = error
+
+
+_DONE: Final[Sink] = Direct()  # of calls for which nobody waits any more

@@ -16,7 +16,8 @@ from virgo import context as contexts
 from virgo.context import Context
 from virgo.cpu.apart import Hand
 from virgo.cpu.calls import Item
-from virgo.errors import Cancelled, NodeLost, NotRunning, VirgoError, from_line
+from virgo.cpu.messages import arrived
+from virgo.errors import CallFailed, Cancelled, NodeLost, NotRunning, VirgoError, from_line
 from virgo.limits import COLLECT_WAIT_S, REQUEST_DEADLINE_S, SUBMIT_BYTES_MAX, SUBMIT_CALLS_MAX
 from virgo.wire.call import Call, Runner, as_text
 
@@ -68,7 +69,8 @@ class Channel:
                 self._items[item.key] = item
                 verb = "CPU.CALL.SUBMIT" if item.task.form == "pickle" else "CPU.INVOKE.SUBMIT"
                 arguments = self._hand.carry(item.arguments)
-                payload = item.task.options(item.key), item.task.function, arguments
+                item.place = self._hand.place() if item.task.trusted else None
+                payload = item.task.options(item.key, item.place), item.task.function, arguments
                 self._outbox.append(_Letter(item, verb, payload, item.task.context))
             if self._sender is None:
                 self._sender = threading.Thread(target=self._send_all, name="virgo-submit", daemon=True)
@@ -113,10 +115,13 @@ class Channel:
             self._taken.discard(key)
         if item is None:
             return
-        if isinstance(outcome, VirgoError):
-            item.fail(outcome)
-        else:
-            item.settle(outcome)
+        try:
+            if not isinstance(outcome, VirgoError):
+                item.settle(arrived(outcome, item.place))
+                return
+        except CallFailed as error:
+            outcome = error
+        item.fail(outcome)
 
     # --- the threads --------------------------------------------------------------------------
 

@@ -58,12 +58,14 @@ class Export:
     summary: str
 
 
-def by_node(task: Task, arguments: bytes) -> Call[Any]:
+def by_node(task: Task, arguments: bytes | Apart, hand: Hand) -> Call[Any]:
     """The call of a task as a request to the node."""
     trusted = task.trusted
+    place = hand.place() if trusted else None
+    verb = "CPU.CALL" if trusted else "CPU.INVOKE"
     return Call(
-        ("CPU.CALL" if trusted else "CPU.INVOKE", task.options(), task.function, arguments),
-        lambda outcome: messages.as_result(outcome, trusted=trusted),
+        (verb, task.options(place=place), task.function, hand.carry(arguments)),
+        lambda outcome: messages.as_result(messages.arrived(outcome, place), trusted=trusted),
         task.timeout_ms / 1000 + _GRACE_S if task.timeout_ms else math.inf,
     )
 
@@ -183,7 +185,7 @@ class CpuClient(Executor):
             if outcome is not None:
                 return messages.as_result(outcome, trusted=task.trusted)
         elif task.write is None:
-            return self._runner.run(by_node(task, self._hand.carry(arguments)))
+            return self._runner.run(by_node(task, arguments, self._hand))
         future = self._submit(task, arguments)
         try:
             return future.result()

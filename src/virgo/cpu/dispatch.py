@@ -23,6 +23,7 @@ from virgo.context import Context
 from virgo.cpu import messages
 from virgo.cpu.apart import AT_HAND, carried
 from virgo.cpu.hiring import Hiring
+from virgo.cpu.landing import attempt
 from virgo.cpu.messages import Options, Terms, Work
 from virgo.cpu.pool import WorkerPool
 from virgo.cpu.published import Published
@@ -203,6 +204,7 @@ class Dispatcher:
                     if not options.retries or lost >= CALL_NODES_LOST_MAX or number == self._services.number:
                         raise
                     lost += 1
+                    options = _apart_from(options, lost)
                 refused[number] = error
             finally:
                 self.seating.leave(number, places=options.needs.cpus)
@@ -221,8 +223,10 @@ class Dispatcher:
         flight = self._flights.get(options.key)
         there, here = self._services.member(number), self._services.member(self._services.number)
         name = there.name
-        if there.machine != here.machine and arguments and arguments[0][:1] == AT_HAND:
-            arguments = [await _carried(options.label, arguments[0])]
+        if there.machine != here.machine:
+            options = msgspec.structs.replace(options, land=None)
+            if arguments and arguments[0][:1] == AT_HAND:
+                arguments = [await _carried(options.label, arguments[0])]
         self.forwarded[name] = self.forwarded.get(name, 0) + 1
         if flight is not None:
             flight.peer = number
@@ -280,7 +284,8 @@ class Dispatcher:
         encoded = contexts.encode(context)
         form, label = options.form, options.label
         if form == "pickle":
-            return Work(form, label, "", function, arguments, None, encoded, options.needs), None
+            work = Work(form, label, "", function, arguments, None, encoded, options.needs, options.land)
+            return work, None
         name = function.decode("utf-8", "replace")
         if name in self._pool.exports:
             return Work(form, name, name, b"", arguments, None, encoded, options.needs), None
@@ -338,6 +343,12 @@ async def _carried(label: str, arguments: bytes) -> bytes:
             f"the arguments of {label} cannot be read: {error}",
             hint="They lie in the memory of whoever sent the call, who must wait for it.",
         ) from None
+
+
+def _apart_from(options: Options, lost: int) -> Options:
+    """For another attempt: where those that were lost with their nodes, and may still run, do not write."""
+    land = None if options.land is None else attempt(options.land, lost)
+    return msgspec.structs.replace(options, land=land)
 
 
 def _bounded(options: Options) -> Context:

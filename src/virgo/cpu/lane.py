@@ -222,7 +222,7 @@ class Lane:
                     spare(Segment(self._descriptors.popleft()))
                     continue
                 if outcome[:1] == APART or outcome[:1] == LENT:
-                    outcome = Received(outcome, self._descriptors.popleft())
+                    outcome = Received.apart(outcome, self._descriptors.popleft())
                 outcomes.append(outcome)
             next_one = self._flying.popleft
             items = [next_one() for _ in outcomes]

@@ -219,7 +219,7 @@ class Leased:
     def _received(self, data: bytes) -> Received | OSError:
         """Arguments whose buffers lie apart, or why they cannot be had here."""
         try:
-            return Received(data, self._descriptors.popleft(), kept=True)
+            return Received.apart(data, self._descriptors.popleft(), kept=True)
         except OSError as error:
             return error
 

@@ -20,7 +20,8 @@ import msgspec
 
 from virgo.context import Identity
 from virgo.cpu import apart
-from virgo.cpu.apart import ALONG, Apart, Received
+from virgo.cpu.apart import ALONG, LANDED, Apart, Received
+from virgo.cpu.landing import Address, Place
 from virgo.cpu.needs import PLAIN as PLAIN_NEEDS
 from virgo.cpu.needs import Grant, Needs
 from virgo.cpu.segments import Mapping
@@ -74,6 +75,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
         priority: of those that wait the greatest goes first.
         needs: what it must have.
         cause: of the call, from the node that had it before.
+        land: where large buffers of the result may be laid.
     """
 
     key: str = ""
@@ -90,6 +92,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: int = 0
     needs: Needs = PLAIN_NEEDS
     cause: str = ""
+    land: Address | None = None
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -104,6 +107,7 @@ class Work(msgspec.Struct, frozen=True):
         arguments: one payload (`pickle`, `data`) or the words (`text`).
         context: the encoded context.
         needs: what it must have.
+        land: where large buffers of the result may be laid.
     """
 
     form: Form
@@ -114,6 +118,7 @@ class Work(msgspec.Struct, frozen=True):
     program: list[str] | None = None
     context: bytes = b""
     needs: Needs = PLAIN_NEEDS
+    land: Address | None = None
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -126,6 +131,7 @@ class Order(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     program: list[str] | None = None
     context: bytes = b""
     grant: Grant = Grant()
+    land: Address | None = None
 
 
 class Terms(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -250,7 +256,9 @@ def packed(value: Any) -> bytes:
     return PACKED + _packer.encode(value)
 
 
-def pickled(value: Any, *, segments: bool = False, came: Mapping | None = None) -> Sent:
+def pickled(
+    value: Any, *, segments: bool = False, came: Mapping | None = None, land: Address | None = None
+) -> Sent:
     """The outcome of a call in the form `pickle`; by cloudpickle if plain pickle cannot.
 
     Plain values are packed, which takes a quarter of the time. Large buffers are apart, see `apart.dumps`.
@@ -263,10 +271,10 @@ def pickled(value: Any, *, segments: bool = False, came: Mapping | None = None) 
         except (OverflowError, ValueError):  # a large number, text that is not UTF-8
             pass
     try:
-        data = apart.dumps(value, pickle.dumps, segments=segments, came=came)
+        data = apart.dumps(value, pickle.dumps, segments=segments, came=came, land=land)
     except Exception:  # noqa: BLE001 - whatever it was, cloudpickle decides, and its error is told
-        data = apart.dumps(value, cloudpickle.dumps, segments=segments, came=came)
-    return data if isinstance(data, Apart) or data[:1] == ALONG else PICKLED + data
+        data = apart.dumps(value, cloudpickle.dumps, segments=segments, came=came, land=land)
+    return data if isinstance(data, Apart) or data[:1] in (ALONG, LANDED) else PICKLED + data
 
 
 def unpack(data: bytes) -> Any:
@@ -333,6 +341,20 @@ def as_error(outcome: bytes) -> CallFailed:
         remote_traceback=failure.traceback,
         attempts=failure.attempts,
     )
+
+
+def arrived(outcome: bytes, place: Place | None) -> Outcome:
+    """An outcome from a node, with what has landed in its place. Raises CallFailed if that cannot be had."""
+    if outcome[:1] != LANDED or place is None:
+        return outcome
+    try:
+        return Received.landed(outcome, place)
+    except (msgspec.DecodeError, ValueError, OSError) as error:
+        raise CallFailed(
+            f"the result was laid where it cannot be read: {type(error).__name__}: {error}",
+            hint="`ulimit -v` and the machine's overcommit limits bound what can be mapped.",
+            cause="result",
+        ) from error
 
 
 def as_result(outcome: Outcome, *, trusted: bool) -> Any:

@@ -17,6 +17,7 @@ import cloudpickle
 from virgo.cpu import messages
 from virgo.cpu.apart import Received
 from virgo.cpu.arguments import load_arguments, unpack_arguments, word
+from virgo.cpu.landing import Address
 from virgo.cpu.messages import Failure, Form, Order, Parcel, Sent, failed
 from virgo.cpu.segments import Mapping
 from virgo.errors import VirgoError
@@ -47,6 +48,7 @@ def outcome_of(
     node: str,
     segments: bool = False,
     came: Mapping | None = None,
+    land: Address | None = None,
 ) -> Sent:
     """Run a call: its outcome, whatever happens short of the end of the process.
 
@@ -57,6 +59,7 @@ def outcome_of(
         node: the name of the node, for messages.
         segments: whether descriptors can go with the outcome.
         came: what its arguments lie in.
+        land: where large buffers of the result may be laid.
     """
     try:
         args, kwargs = _arguments(order.form, arguments)
@@ -72,7 +75,7 @@ def outcome_of(
         return _raised(order, error, node)
     try:
         if order.form == "pickle":
-            return messages.pickled(result, segments=segments, came=came)
+            return messages.pickled(result, segments=segments, came=came, land=land)
         return _ENCODERS[order.form](result)
     except BaseException as error:  # noqa: BLE001 - __reduce__ of a result may raise anything
         return failed(

@@ -381,7 +381,9 @@ class WorkerPool:
             worker.known.move_to_end(digest)
             if len(worker.known) > FUNCTIONS_CACHED_MAX:
                 worker.known.popitem(last=False)
-        order = Order(work.form, work.label, work.name, digest, work.program, work.context, call.grant)
+        order = Order(
+            work.form, work.label, work.name, digest, work.program, work.context, call.grant, work.land
+        )
         worker.send(messages.encode_order(order), function, *work.arguments)
 
     def _hand_over(self, worker: WorkerProcess, call: Call, hiring: Hiring) -> None:

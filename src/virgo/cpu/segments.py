@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _mmap, _munmap = _libc.mmap, _libc.munmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (
-    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_size_t,
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
 )  # fmt: skip
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _FAILED: Final = ctypes.c_void_p(-1).value
@@ -89,7 +89,8 @@ class Mapping:
 
     Args:
         segment: it.
-        size: how much of it. Raises OSError if it is shorter, or could become so, or cannot be mapped.
+        size: how much of it, from `start` on. Raises OSError if it is shorter, or could become so, or cannot
+            be mapped.
         ours: whether it is spare when the memory is not used any more.
         kept: whether this object keeps it, and so a descriptor.
 
@@ -100,12 +101,12 @@ class Mapping:
 
     __slots__ = ("_address", "memory", "segment")
 
-    def __init__(self, segment: Segment, size: int, *, ours: bool, kept: bool) -> None:
+    def __init__(self, segment: Segment, size: int, *, start: int = 0, ours: bool, kept: bool) -> None:
         seals = fcntl.fcntl(segment.descriptor, fcntl.F_GET_SEALS)
-        if segment.size < size or not seals & fcntl.F_SEAL_SHRINK:
+        if segment.size < start + size or not seals & fcntl.F_SEAL_SHRINK:
             raise OSError("the segment is shorter than its buffers, or can be made so")
         self.segment = segment if kept else None
-        self._address = _map(segment, size, mmap.MAP_PRIVATE)
+        self._address = _map(segment, size, mmap.MAP_PRIVATE, start)
         bytes_there = (ctypes.c_ubyte * size).from_address(self._address)
         number = segment.number
         with _counting:
@@ -150,8 +151,8 @@ def address_of(buffer: memoryview) -> int:
     return address
 
 
-def _map(segment: Segment, size: int, flags: int) -> int:
-    address = _mmap(None, size, _READ_WRITE, flags, segment.descriptor, 0)
+def _map(segment: Segment, size: int, flags: int, start: int = 0) -> int:
+    address = _mmap(None, size, _READ_WRITE, flags, segment.descriptor, start)
     if address == _FAILED or address is None:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -168,6 +169,11 @@ def _unmap(address: int, size: int, number: int, segment: Segment | None, forks:
         segment = _parked.pop(number, segment)
     if segment is not None and forks == _forks:  # else another process has it mapped too
         spare(segment)
+
+
+def forks() -> int:
+    """How often this process has forked, or come from a fork: what it had mapped before is not its alone."""
+    return _forks
 
 
 def _forked() -> None:
@@ -233,9 +239,7 @@ def filled(buffers: Iterable[memoryview], places: Iterable[int], size: int) -> S
             return one[1]
     segment = Segment(os.memfd_create("virgo-call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     for buffer, place in zip(buffers, places, strict=True):
-        written = 0
-        while written < buffer.nbytes:
-            written += os.pwrite(segment.descriptor, buffer[written:], place + written)
+        write(segment, buffer, place)
     fcntl.fcntl(segment.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return segment
 
@@ -259,6 +263,13 @@ def _close_windows(left: int) -> None:
     with contextlib.suppress(KeyError):  # another thread closed the last one
         while len(_windows) > left:
             _munmap(*_windows.popitem(last=False)[1])
+
+
+def write(segment: Segment, buffer: memoryview, place: int) -> None:
+    """Write to a segment, which becomes as long as that needs. Raises OSError if there is no room."""
+    written = 0
+    while written < buffer.nbytes:
+        written += os.pwrite(segment.descriptor, buffer[written:], place + written)
 
 
 def read(segment: Segment, place: int, size: int) -> bytes:

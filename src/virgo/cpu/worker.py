@@ -150,7 +150,7 @@ class Worker:
             return b"", not_loaded(order, error, node=self._node)
         if function is None:
             return b"", messages.UNKNOWN
-        outcome = outcome_of(order, function, request[2:], node=self._node)
+        outcome = outcome_of(order, function, request[2:], node=self._node, land=order.land)
         assert isinstance(outcome, bytes)
         return b"", outcome
 

@@ -1,0 +1,129 @@
+"""Where the large buffers of results land that come through a node: shared memory of who waits for them.
+
+A descriptor cannot go through a node, so a worker of the same machine and user opens the memory of who waits
+by its process, lays the buffers there, and its outcome says where they lie. There is one such memory for all
+calls of a process, of which each has a place of its own, far from the others: addresses take no memory. Since
+it belongs to who waits, nobody has to say when he has read it, and it is gone with him.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import itertools
+import os
+import weakref
+from collections.abc import Iterable
+from typing import Final
+
+from virgo.cpu import segments
+from virgo.cpu.segments import Mapping, Segment, write
+
+Address = tuple[int, int, int, int]  # process, descriptor there, the memory's number, where the place begins
+
+_PLACE_BITS: Final = 40
+_PLACES: Final = 1 << 22  # an offset in a file has 63 bits
+_ATTEMPT_BITS: Final = 36
+ATTEMPTS_MAX: Final = 1 << (_PLACE_BITS - _ATTEMPT_BITS)
+_PUNCH: Final = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class Landing:
+    """The memory, and the places in it."""
+
+    def __init__(self) -> None:
+        self.segment = Segment(os.memfd_create("virgo-results", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        fcntl.fcntl(self.segment.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        self._number = self.segment.number
+        self._forks = segments.forks()
+        self._serial = itertools.count()
+        self._used: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<Landing {len(self._used)} places>"
+
+    @property
+    def of_this_process(self) -> bool:
+        """Whether it is of no other process too, as after a fork."""
+        return self._forks == segments.forks()
+
+    def place(self) -> Place:
+        """A place for the result of one call. It comes again only after some millions of others."""
+        while (number := next(self._serial) % _PLACES) in self._used:
+            pass
+        self._used.add(number)
+        return Place(self, number)
+
+    def address(self, number: int) -> Address:
+        """Of the place of that number, for others."""
+        return os.getpid(), self.segment.descriptor, self._number, number << _PLACE_BITS
+
+    def free(self, number: int) -> None:
+        """Nothing in that place is used any more; any thread may say so, within any statement."""
+        if self.of_this_process:
+            size = 1 << _PLACE_BITS
+            _fallocate(self.segment.descriptor, _PUNCH, number << _PLACE_BITS, size)
+        self._used.discard(number)
+
+
+class Place:
+    """A place for a result, until neither this object nor what lies there is used.
+
+    Attributes:
+        address: for who lays something there.
+    """
+
+    __slots__ = ("_landing", "_number", "address")
+
+    def __init__(self, landing: Landing, number: int) -> None:
+        self._landing = landing
+        self._number = number
+        self.address = landing.address(number)
+
+    def __del__(self) -> None:
+        self._landing.free(self._number)
+
+    def __repr__(self) -> str:
+        return f"<Place {self._number} of {self._landing!r}>"
+
+    def mapping(self, start: int, size: int) -> Mapping:
+        """What was laid there. Raises ValueError if it is elsewhere, OSError if it cannot be mapped."""
+        if start >> _PLACE_BITS != self._number or size > 1 << _ATTEMPT_BITS:
+            raise ValueError("it does not lie in its place")
+        mapping = Mapping(self._landing.segment, size, start=start, ours=False, kept=False)
+        weakref.finalize(mapping.memory.obj, _use, self).atexit = False  # the memory keeps its place
+        return mapping
+
+
+def _use(_place: Place) -> None:
+    """Nothing: who is to call this keeps the place."""
+
+
+_landing: Landing | None = None
+
+
+def place() -> Place:
+    """A place for the result of a call."""
+    global _landing  # noqa: PLW0603 - it is a property of the process
+    landing = _landing
+    if landing is None or not landing.of_this_process:
+        landing = _landing = Landing()
+    return landing.place()
+
+
+def attempt(address: Address, number: int) -> Address:
+    """The part of a place for an attempt: what ran before, and may run on unseen, does not write there."""
+    process, descriptor, memory, start = address
+    return process, descriptor, memory, start + (number % ATTEMPTS_MAX << _ATTEMPT_BITS)
+
+
+def lay(address: Address, buffers: Iterable[memoryview], places: Iterable[int]) -> None:
+    """Lay buffers at places behind the beginning. Raises OSError: who waits is gone, or there is no room."""
+    process, descriptor, number, start = address
+    segment = Segment(os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC))
+    if segment.number != number:
+        raise OSError("who sent the call does not wait for it any more")
+    for buffer, at in zip(buffers, places, strict=True):
+        write(segment, buffer, start + at)
