@@ -317,6 +317,12 @@ APART_SEGMENTS_MAX: Final = 256
 APART_SPARE_MAX: Final = 3
 # ... of so many bytes together, for so long as it is at work.
 APART_SPARE_BYTES_MAX: Final = 512 * MiB
+# Large buffers between machines are taken in pieces of so many bytes, ...
+FREIGHT_PIECE_BYTES: Final = 1 * MiB
+# ... so many at once, ...
+FREIGHT_AT_ONCE: Final = 4
+# ... and a result is kept for so long without anybody taking of it.
+FREIGHT_KEPT_S: Final = 30.0
 # Outcomes that a leased worker lays down before it sends them, for its client to see whatever happens ...
 LEASE_OUTCOMES_BYTES: Final = 64 * KiB
 # ... and how long it keeps them back for others to go along.

@@ -267,6 +267,16 @@ def test_a_busy_node_is_not_waited_for_because_the_data_are_there(cloud3: Runnin
         held.cancel()
 
 
+def test_a_call_is_sent_on_by_a_node_that_has_just_become_busy(cloud3: RunningCloud) -> None:
+    """Before anybody else can know of it; the call does not wait there while other nodes are idle."""
+    with cloud3.connect("n1") as cloud:
+        for _ in range(30):
+            held = cloud.cpu.submit_to(time.sleep, (20,), node="n2")
+            until(held.running)
+            assert cloud.cpu.submit_to(where, near="n2").result(10) in ("n1", "n3")
+            held.cancel()
+
+
 def test_placement_may_be_random() -> None:
     """As in the reference system: by nothing, so that an idle node at hand is one of many."""
     with a_cloud(3, environment={"VIRGO_CPU_PLACEMENT": "random"}) as running, running.connect() as cloud:

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -20,7 +21,7 @@ from virgo.aio import connect as aio_connect
 from virgo.cloud import Cloud, connect
 from virgo.cpu.apart import Apart, Hand
 from virgo.cpu.client import by_node
-from virgo.cpu.dispatch import _carried
+from virgo.cpu.freight import Freight
 from virgo.cpu.shipping import arguments_of
 from virgo.cpu.tasks import task_of
 from virgo.errors import BadArgument, CallFailed, UnknownId
@@ -228,7 +229,7 @@ def test_memory_that_is_gone_is_an_error_of_the_call(cloud: Cloud) -> None:
         cloud.cpu._runner.run(by_node(task, sent, Hand("")))
     for wrong in (sent, b"H", b"Hnonsense"):
         with pytest.raises(BadArgument, match="cannot be read"):
-            asyncio.run(_carried("summed", wrong))
+            Freight(SimpleNamespace(name="n1", number=1)).sent("summed", [wrong]).__enter__()
 
 
 def doubled_twice(data: Any, *, count: int = 2) -> Any:

@@ -19,6 +19,7 @@ from conftest import stop_cloud
 from virgo.errors import NotRunning, PoolFull, TooLarge, UnknownId
 from virgo.limits import MiB
 from virgo.memory import maps
+from virgo.memory.writers import writers
 
 if TYPE_CHECKING:
     from conftest import RunningCloud
@@ -232,6 +233,31 @@ def test_kill_9_of_the_node_loses_nothing_that_clients_acknowledged(
             last = writer.kill()
         assert int(cloud.client.execute("GET", "a")) >= last
         assert int(cloud.client.execute("VIRGO_GET", region.id)) >= last
+
+
+def test_all_who_may_be_writing_are_known_whatever_their_pids(tmp_path: Path) -> None:
+    """Pids are given anew from the lowest on, so that who comes later may have a lower one."""
+    code = "from virgo.memory.writers import *; input(); one = Announcement(Path({!r})); print(1); input()"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-uc", code.format(str(tmp_path))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    try:
+        by_pid = sorted(started, key=lambda process: process.pid)
+        for place in (2, 0, 3, 1):
+            process = by_pid[place]
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"1\n"
+        assert sorted(writers(tmp_path)) == [process.pid for process in by_pid]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert writers(tmp_path) == []
 
 
 def until_stopped(pid: int) -> None:

@@ -38,9 +38,9 @@ class Machine:
         """Run the command line on this machine."""
         return self.run([sys.executable, "-m", "virgo.cli", *arguments], check=check)
 
-    def python(self, program: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def python(self, program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a Python program on this machine."""
-        return self.run([sys.executable, "-c", program], check=check)
+        return self.run([sys.executable, "-c", program, *arguments], check=check)
 
     def run(self, command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
         """Run a command on this machine."""

@@ -23,7 +23,7 @@ import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final, NamedTuple, SupportsIndex
 
 import msgspec
 
@@ -41,12 +41,28 @@ ALONG: Final = b"O"
 GIFT: Final = b"G"  # instead of an outcome: a segment comes back
 
 _ALIGNMENT: Final = 64
-_Places = tuple[bytes, list[int], list[int]]
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_along = msgspec.msgpack.Decoder(tuple[bytes, list[memoryview]]).decode
-_unpack_places = msgspec.msgpack.Decoder(_Places).decode
+
+
+class Buffers(NamedTuple):
+    """A pickle, and where its buffers lie in some memory."""
+
+    pickled: bytes
+    places: list[int]
+    sizes: list[int]
+
+    @property
+    def size(self) -> int:
+        """How much of the memory they take. Raises ValueError if there are no such places."""
+        if len(self.places) != len(self.sizes) or min(self.places + self.sizes, default=-1) < 0:
+            raise ValueError("a buffer lies nowhere")
+        return max(place + size for place, size in zip(self.places, self.sizes, strict=True))
+
+
+_unpack_buffers = msgspec.msgpack.Decoder(Buffers).decode
 _unpack_landed = msgspec.msgpack.Decoder(tuple[bytes, list[int], list[int], int]).decode
-_unpack_at_hand = msgspec.msgpack.Decoder(tuple[bytes, list[int], list[int], int, int, int]).decode
+_unpack_at_hand = msgspec.msgpack.Decoder(tuple[bytes, list[int], list[int], int, int, int, int]).decode
 
 
 class Apart:
@@ -77,32 +93,31 @@ class Apart:
 
     def at_hand(self) -> bytes:
         """The same, for processes of this machine that may open this one's descriptors."""
-        place = os.getpid(), self.segment.descriptor, self.segment.number
-        return AT_HAND + _pack([*_unpack_places(self.data[1:]), *place])
+        return at_hand(_unpack_buffers(self.data[1:]), landing.address_of(self.segment))
 
     def along(self) -> bytes:
         """The same with its buffers, for other machines."""
-        return _along(self.segment, *_unpack_places(self.data[1:]))
+        pickled, places, sizes = _unpack_buffers(self.data[1:])
+        parts = [read(self.segment, place, size) for place, size in zip(places, sizes, strict=True)]
+        return ALONG + _pack([pickled, parts])
 
 
 class Received:
     """Something pickled that has come, with its buffers mapped.
 
     Args:
-        parts: the pickle, places and sizes of its buffers. Raises ValueError if there are no such places.
+        buffers: it and they. Raises ValueError if they lie nowhere.
         mapped: maps as much as they take. Raises OSError if that cannot be mapped.
 
     Attributes:
         mapping: where they lie, mapped.
     """
 
-    __slots__ = ("_pickled", "_places", "_sizes", "mapping")
+    __slots__ = ("_buffers", "mapping")
 
-    def __init__(self, parts: _Places, mapped: Callable[[int], Mapping]) -> None:
-        self._pickled, self._places, self._sizes = parts
-        if min(self._places + self._sizes) < 0:
-            raise ValueError("a buffer lies before its segment")
-        self.mapping = mapped(max(place + size for place, size in zip(*parts[1:], strict=True)))
+    def __init__(self, buffers: Buffers, mapped: Callable[[int], Mapping]) -> None:
+        self._buffers = buffers
+        self.mapping = mapped(buffers.size)
 
     @classmethod
     def apart(cls, data: bytes, descriptor: int, *, kept: bool = False) -> Received:
@@ -115,16 +130,16 @@ class Received:
             kept: whether the mapping keeps it.
         """
         segment, ours = Segment(descriptor), data[:1] == APART
-        return cls(_unpack_places(data[1:]), lambda size: Mapping(segment, size, ours=ours, kept=kept))
+        return cls(_unpack_buffers(data[1:]), lambda size: Mapping(segment, size, ours=ours, kept=kept))
 
     @classmethod
     def landed(cls, data: bytes, place: Place) -> Received:
         """What lies in its place. Raises msgspec.DecodeError, ValueError, OSError if it does not."""
-        pickled, places, sizes, start = _unpack_landed(data[1:])
-        return cls((pickled, places, sizes), lambda size: place.mapping(start, size))
+        buffers, start = unpack_landed(data)
+        return cls(buffers, lambda size: place.mapping(start, size))
 
     def __len__(self) -> int:
-        return len(self._pickled)
+        return len(self._buffers.pickled)
 
     def __repr__(self) -> str:
         return f"<Received {self.mapping!r}>"
@@ -132,8 +147,9 @@ class Received:
     def load(self) -> Any:
         """The object. Raises what unpickling raises."""
         memory = self.mapping.memory
-        parts = [memory[at : at + size] for at, size in zip(self._places, self._sizes, strict=True)]
-        return pickle.loads(self._pickled, buffers=parts)  # noqa: S301 - as for any pickle of a call
+        pickled, places, sizes = self._buffers
+        parts = [memory[at : at + size] for at, size in zip(places, sizes, strict=True)]
+        return pickle.loads(pickled, buffers=parts)  # noqa: S301 - as for any pickle of a call
 
 
 class Large:
@@ -205,7 +221,7 @@ def dumps(
     if land is not None:
         with contextlib.suppress(OSError):  # then they go along
             landing.lay(land, buffers, places)
-            return LANDED + _pack([data, places, sizes, land[-1]])
+            return landed(Buffers(data, places, sizes), land)
     if not segments or Segment.alive >= APART_SEGMENTS_MAX:
         return ALONG + _pack([data, buffers])
     return Apart(APART + _pack([data, places, sizes]), filled(buffers, places, size))
@@ -260,30 +276,35 @@ def _may_open_ours(path: str) -> bool | None:
     return user == os.geteuid() and theirs.st_ino == ours.st_ino
 
 
-def carried(data: bytes) -> bytes:
-    """What is at hand here, for another machine. Raises OSError, msgspec.DecodeError."""
-    segment, parts = _reached(data)
-    return _along(segment, *parts)
+def at_hand(buffers: Buffers, address: Address) -> bytes:
+    """Bytes that say of what another process can open."""
+    return AT_HAND + _pack([*buffers, *address])
+
+
+def unpack_at_hand(data: bytes) -> tuple[Buffers, Address]:
+    """What `at_hand` says. Raises msgspec.DecodeError."""
+    pickled, places, sizes, *address = _unpack_at_hand(memoryview(data)[1:])
+    return Buffers(pickled, places, sizes), (address[0], address[1], address[2], address[3])
 
 
 def load_at_hand(data: bytes) -> Any:
     """The object in bytes that begin with AT_HAND. Raises OSError, or what unpickling raises."""
-    segment, parts = _reached(data)
-    return Received(parts, lambda size: Mapping(segment, size, ours=False, kept=False)).load()
+    buffers, address = unpack_at_hand(data)
+    segment = landing.reached(address)
+    return Received(
+        buffers, lambda size: Mapping(segment, size, start=address[-1], ours=False, kept=False)
+    ).load()
 
 
-def _reached(data: bytes) -> tuple[Segment, _Places]:
-    """The segment of another process, opened, and what lies in it."""
-    pickled, places, sizes, pid, descriptor, number = _unpack_at_hand(memoryview(data)[1:])
-    segment = Segment(os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC))
-    if segment.number != number:
-        raise OSError("who sent the call does not wait for it any more")
-    return segment, (pickled, places, sizes)
+def landed(buffers: Buffers, address: Address) -> bytes:
+    """Bytes that say of what lies in the place of that address."""
+    return LANDED + _pack([*buffers, address[-1]])
 
 
-def _along(segment: Segment, pickled: bytes, places: list[int], sizes: list[int]) -> bytes:
-    parts = [read(segment, place, size) for place, size in zip(places, sizes, strict=True)]
-    return ALONG + _pack([pickled, parts])
+def unpack_landed(data: bytes) -> tuple[Buffers, int]:
+    """What `landed` says, and where the place begins. Raises msgspec.DecodeError."""
+    pickled, places, sizes, start = _unpack_landed(memoryview(data)[1:])
+    return Buffers(pickled, places, sizes), start
 
 
 def load_along(data: bytes) -> Any:

@@ -20,16 +20,14 @@ import msgspec
 
 from virgo import context as contexts
 from virgo.context import Context
-from virgo.cpu import messages
-from virgo.cpu.apart import AT_HAND, carried
+from virgo.cpu import landing, messages
+from virgo.cpu.freight import Freight
 from virgo.cpu.hiring import Hiring
-from virgo.cpu.landing import attempt
 from virgo.cpu.messages import Options, Terms, Work
 from virgo.cpu.pool import WorkerPool
 from virgo.cpu.published import Published
 from virgo.cpu.seating import Seating
 from virgo.errors import (
-    BadArgument,
     Busy,
     Cancelled,
     DeadlineExceeded,
@@ -72,6 +70,7 @@ class Dispatcher:
     Attributes:
         seating: who gets a place on which node.
         forwarded: calls sent so far, by node.
+        freight: what is large of those for other machines, and of theirs.
     """
 
     def __init__(
@@ -89,6 +88,7 @@ class Dispatcher:
         self._programs = programs
         self._published = published
         self.seating = Seating(services, pool, own, chance=chance)
+        self.freight = Freight(services)
         self._flights: dict[str, _Flight] = {}
         self._numbers: dict[str, int] = {}  # calls running here, by the id of their context
         self.forwarded: dict[str, int] = {}  # calls sent so far, by node
@@ -147,14 +147,25 @@ class Dispatcher:
 
     async def run_here(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         """Run a call that another node, or this one, placed here."""
+        if options.bounces and not self.seating.has_room(options.needs):
+            return messages.TAKEN  # the other node did not know yet
         context = _bounded(options)
         if context.cause:  # the request of the other node is not the call: that has an id already
             context = msgspec.structs.replace(context, id=context.cause, cause=options.cause)
         with self._flight(options.key, context), contexts.using(context):
             try:
-                return await self._run(options, function, arguments)
+                return await self._run_for(options, function, arguments)
             finally:
                 self.seating.go_on()
+
+    async def _run_for(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
+        """Run a call for a node of this machine, or of another one, which has what is large to be taken."""
+        place = landing.place() if options.afar else None
+        if place is not None:
+            options = msgspec.structs.replace(options, land=place.address)
+        async with self.freight.taken(options.label, arguments) as here:
+            outcome = await self._run(options, function, here)
+        return outcome if place is None else self.freight.offered(outcome, place)
 
     async def cancel(self, key: str) -> bool:
         """Cancel a call and wait until it is dead; False if there is none of that key."""
@@ -181,15 +192,22 @@ class Dispatcher:
 
     async def _try(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         refused: dict[int, VirgoError] = {}
+        full: set[int] = set()  # nodes that had no place left: a second time it waits there for one
         attempts, lost = 1, 0
         while True:
             number = await self.seating.take(options, refused)
-            began = time.monotonic()
+            began, bounced = time.monotonic(), False
             try:
                 if number == self._services.number:
                     outcome = await self._run_seated(options, function, arguments)
                 else:
-                    outcome = await self._forward(number, options, function, arguments)
+                    bounces = not (options.node or options.nested or number in full)
+                    sent = msgspec.structs.replace(options, bounces=bounces)
+                    outcome = await self._forward(number, sent, function, arguments)
+                if outcome[:1] == messages.TAKEN:
+                    bounced = True
+                    full.add(number)
+                    continue
                 if outcome[:1] != messages.FAILED:
                     self.seating.durations.learn(options.label, time.monotonic() - began)
                     return outcome
@@ -207,7 +225,7 @@ class Dispatcher:
                     options = _apart_from(options, lost)
                 refused[number] = error
             finally:
-                self.seating.leave(number, places=options.needs.cpus)
+                self.seating.leave(number, places=options.needs.cpus, moved=bounced)
 
     async def _run_seated(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         """Run a call here that has taken a place here."""
@@ -223,25 +241,27 @@ class Dispatcher:
         flight = self._flights.get(options.key)
         there, here = self._services.member(number), self._services.member(self._services.number)
         name = there.name
-        if there.machine != here.machine:
-            options = msgspec.structs.replace(options, land=None)
-            if arguments and arguments[0][:1] == AT_HAND:
-                arguments = [await _carried(options.label, arguments[0])]
         self.forwarded[name] = self.forwarded.get(name, 0) + 1
         if flight is not None:
             flight.peer = number
         # The other node keeps the deadline: it stops the call first, and then says so.
         left_s = context.remaining_s()
+        land, afar = options.land, there.machine != here.machine
         options = msgspec.structs.replace(
-            options, cause=context.cause, timeout_ms=0 if left_s is None else max(1, int(left_s * 1000))
+            options,
+            cause=context.cause,
+            timeout_ms=0 if left_s is None else max(1, int(left_s * 1000)),
+            land=None if afar else land,
+            afar=afar and land is not None,
         )
         verb = "CPU.CALL.HERE" if options.form == "pickle" else "CPU.INVOKE.HERE"
+        freight = self.freight.sent(options.label, arguments) if afar else contextlib.nullcontext(arguments)
         try:
-            with contexts.using(msgspec.structs.replace(context, deadline=None)):
+            with contexts.using(msgspec.structs.replace(context, deadline=None)), freight as sent:
                 outcome: bytes = await self._services.call(
-                    number, verb, messages.encode_options(options), function, *arguments, timeout_s=math.inf
+                    number, verb, messages.encode_options(options), function, *sent, timeout_s=math.inf
                 )
-            return outcome
+                return await self.freight.landed(options.label, outcome, land)
         finally:
             if flight is not None:
                 flight.peer = 0
@@ -334,20 +354,9 @@ class Dispatcher:
             self._pool.reclaim(parent)
 
 
-async def _carried(label: str, arguments: bytes) -> bytes:
-    """Arguments that lie in the memory of a client here, for another machine. Raises BadArgument."""
-    try:
-        return await asyncio.to_thread(carried, arguments)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BadArgument(
-            f"the arguments of {label} cannot be read: {error}",
-            hint="They lie in the memory of whoever sent the call, who must wait for it.",
-        ) from None
-
-
 def _apart_from(options: Options, lost: int) -> Options:
     """For another attempt: where those that were lost with their nodes, and may still run, do not write."""
-    land = None if options.land is None else attempt(options.land, lost)
+    land = None if options.land is None else landing.attempt(options.land, lost)
     return msgspec.structs.replace(options, land=land)
 
 

@@ -163,6 +163,7 @@ class Follower:
             # One after the other: a call that has written nothing costs a request, so it is asked ever less.
             wrote = [self._step(one) for one in followed]
             look_s = OUTPUT_LOOK_S if any(wrote) else min(2 * look_s, OUTPUT_LOOK_S_MAX)
+            del followed  # with its results, which may be large
 
     def _step(self, followed: Followed) -> bool:
         """Hand on what a call has written; its outcome if that was all."""

@@ -9,7 +9,6 @@ it belongs to who waits, nobody has to say when he has read it, and it is gone w
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import itertools
 import os
 import weakref
@@ -19,7 +18,8 @@ from typing import Final
 from virgo.cpu import segments
 from virgo.cpu.segments import Mapping, Segment, write
 
-Address = tuple[int, int, int, int]  # process, descriptor there, the memory's number, where the place begins
+# Process, descriptor there, the number by which the kernel knows the memory, and where in it a place begins.
+Address = tuple[int, int, int, int]
 
 _PLACE_BITS: Final = 40
 _PLACES: Final = 1 << 22  # an offset in a file has 63 bits
@@ -34,9 +34,8 @@ class Landing:
     """The memory, and the places in it."""
 
     def __init__(self) -> None:
-        self.segment = Segment(os.memfd_create("virgo-results", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
-        fcntl.fcntl(self.segment.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self._number = self.segment.number
+        self.segment = segments.made("virgo-results")
+        self._address = address_of(self.segment)
         self._forks = segments.forks()
         self._serial = itertools.count()
         self._used: set[int] = set()
@@ -58,7 +57,7 @@ class Landing:
 
     def address(self, number: int) -> Address:
         """Of the place of that number, for others."""
-        return os.getpid(), self.segment.descriptor, self._number, number << _PLACE_BITS
+        return *self._address[:3], number << _PLACE_BITS
 
     def free(self, number: int) -> None:
         """Nothing in that place is used any more; any thread may say so, within any statement."""
@@ -73,14 +72,16 @@ class Place:
 
     Attributes:
         address: for who lays something there.
+        segment: the memory in which it is.
     """
 
-    __slots__ = ("_landing", "_number", "address")
+    __slots__ = ("_landing", "_number", "address", "segment")
 
     def __init__(self, landing: Landing, number: int) -> None:
         self._landing = landing
         self._number = number
         self.address = landing.address(number)
+        self.segment = landing.segment
 
     def __del__(self) -> None:
         self._landing.free(self._number)
@@ -92,7 +93,7 @@ class Place:
         """What was laid there. Raises ValueError if it is elsewhere, OSError if it cannot be mapped."""
         if start >> _PLACE_BITS != self._number or size > 1 << _ATTEMPT_BITS:
             raise ValueError("it does not lie in its place")
-        mapping = Mapping(self._landing.segment, size, start=start, ours=False, kept=False)
+        mapping = Mapping(self.segment, size, start=start, ours=False, kept=False)
         weakref.finalize(mapping.memory.obj, _use, self).atexit = False  # the memory keeps its place
         return mapping
 
@@ -113,6 +114,11 @@ def place() -> Place:
     return landing.place()
 
 
+def address_of(segment: Segment) -> Address:
+    """Of all of some memory, for others."""
+    return os.getpid(), segment.descriptor, segment.number, 0
+
+
 def attempt(address: Address, number: int) -> Address:
     """The part of a place for an attempt: what ran before, and may run on unseen, does not write there."""
     process, descriptor, memory, start = address
@@ -121,9 +127,15 @@ def attempt(address: Address, number: int) -> Address:
 
 def lay(address: Address, buffers: Iterable[memoryview], places: Iterable[int]) -> None:
     """Lay buffers at places behind the beginning. Raises OSError: who waits is gone, or there is no room."""
-    process, descriptor, number, start = address
+    segment = reached(address)
+    for buffer, at in zip(buffers, places, strict=True):
+        write(segment, buffer, address[-1] + at)
+
+
+def reached(address: Address) -> Segment:
+    """The memory of another process, opened. Raises OSError if it does not have it any more."""
+    process, descriptor, number, _ = address
     segment = Segment(os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC))
     if segment.number != number:
         raise OSError("who sent the call does not wait for it any more")
-    for buffer, at in zip(buffers, places, strict=True):
-        write(segment, buffer, start + at)
+    return segment

@@ -76,6 +76,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
         needs: what it must have.
         cause: of the call, from the node that had it before.
         land: where large buffers of the result may be laid.
+        afar: who asks is another machine's node, and takes them himself; see `freight`.
+        bounces: it is not begun, and the outcome is TAKEN, if it had to wait for a place.
     """
 
     key: str = ""
@@ -93,6 +95,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     needs: Needs = PLAIN_NEEDS
     cause: str = ""
     land: Address | None = None
+    afar: bool = False
+    bounces: bool = False
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from virgo.cpu.core import Crew
 from virgo.cpu.durations import Durations
 from virgo.cpu.line import Line
 from virgo.cpu.messages import Options
-from virgo.cpu.needs import PLAIN
+from virgo.cpu.needs import PLAIN, Needs
 from virgo.cpu.placement import Candidate, Seats, choose, compared, fits, fits_now, workers_of
 from virgo.cpu.pool import WorkerPool
 from virgo.errors import Busy, NodeLost, NoNode, VirgoError
@@ -137,6 +137,12 @@ class Seating:
             self._coming += places
         self._watch()
         return number
+
+    def has_room(self, needs: Needs) -> bool:
+        """Whether a call would find all it needs here at once."""
+        if self._pool.room - self._coming < needs.cpus:
+            return False
+        return needs == PLAIN or fits_now(needs, self._load(self._services.member(self._services.number)))
 
     def visited(self) -> None:
         """A client has leased a worker here: the others are to know, even if he is gone by then."""

@@ -237,9 +237,15 @@ def filled(buffers: Iterable[memoryview], places: Iterable[int], size: int) -> S
                 for buffer, place in zip(buffers, places, strict=True):
                     ctypes.memmove(address + place, address_of(buffer), buffer.nbytes)
             return one[1]
-    segment = Segment(os.memfd_create("virgo-call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    segment = made("virgo-call")
     for buffer, place in zip(buffers, places, strict=True):
         write(segment, buffer, place)
+    return segment
+
+
+def made(name: str) -> Segment:
+    """A new one, empty; the name is for who looks at the process."""
+    segment = Segment(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     fcntl.fcntl(segment.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return segment
 

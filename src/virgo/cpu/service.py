@@ -173,6 +173,10 @@ class CpuModule:
         async def end(_session: Session, request: list[bytes]) -> bytes:
             return await leases.end(request[1], args.integer(request[2], "lease"))
 
+        def freight(_session: Session, request: list[bytes]) -> bytes:
+            at, size = args.integer(request[2], "at"), args.integer(request[3], "size")
+            return dispatcher.freight.serve(request[1].decode("utf-8", "replace"), at, size)
+
         assert self._pool is not None
         usage = "options function arguments"
         return [
@@ -192,6 +196,8 @@ class CpuModule:
             Command("CPU.INVOKE", invoke, "write", 2, None, concurrent=True, usage=usage),
             Command("CPU.CALL.HERE", call_here, "exec", 3, 3, concurrent=True, usage=usage),
             Command("CPU.INVOKE.HERE", invoke_here, "write", 2, None, concurrent=True, usage=usage),
+            Command("CPU.FREIGHT", freight, "exec", 3, 3, usage="token at size",
+                    summary="A piece of large buffers that another machine is to have."),
             Command("CPU.CALL.SUBMIT", self._submit, "exec", 4, 4, usage=f"mailbox {usage}",
                     summary="Begin a call; answers its id, its outcome is collected."),
             Command("CPU.INVOKE.SUBMIT", self._submit, "write", 4, 4, usage=f"mailbox {usage}"),

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from virgo import parallel
 from virgo.errors import NodeLost, NoNode, VirgoError
 from virgo.limits import (
     CONNECT_S,
@@ -19,7 +20,6 @@ from virgo.limits import (
     MEMORY_SWEEP_REGIONS_MAX,
 )
 from virgo.members import node_of
-from virgo.memory import parallel
 from virgo.memory.store import Store
 from virgo.module import NodeServices
 from virgo.wire.args import integer

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
+from virgo import parallel
 from virgo.errors import BadArgument, Busy, Conflict, CrossNode, NodeLost, NotRunning, VirgoError
 from virgo.limits import (
     MEMORY_KEY_BYTES_MAX,
@@ -22,7 +23,7 @@ from virgo.limits import (
     MEMORY_SLOTS,
     MEMORY_TAKEOVER_S,
 )
-from virgo.memory import generic, keyspace, parallel, strings
+from virgo.memory import generic, keyspace, strings
 from virgo.memory.keeping import OPENING
 from virgo.memory.keyspace import HEAD_BYTES, slot_of
 from virgo.memory.remote import Known, RemoteValues

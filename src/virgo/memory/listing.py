@@ -9,9 +9,10 @@ import asyncio
 import random
 from typing import Any
 
+from virgo import parallel
 from virgo.errors import BadArgument
 from virgo.limits import MEMORY_SCAN_KEYS_MAX, MEMORY_SLOTS_ALL
-from virgo.memory import generic, keyspace, parallel
+from virgo.memory import generic, keyspace
 from virgo.memory.entries import number as whole
 from virgo.memory.slots import Slots
 from virgo.memory.store import Store

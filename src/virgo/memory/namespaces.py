@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from virgo import parallel
 from virgo.engine.base import Engine
 from virgo.errors import BadArgument, Busy, Conflict, VirgoError
 from virgo.limits import (
@@ -20,7 +21,7 @@ from virgo.limits import (
     MEMORY_SPACES_REFRESH_S,
     MEMORY_SWEEP_KEYS_MAX,
 )
-from virgo.memory import parallel, spaces
+from virgo.memory import spaces
 from virgo.memory.figures import SpaceInfo
 from virgo.memory.spaces import Declared, Table
 from virgo.memory.store import Store

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from virgo import parallel
 from virgo.errors import VirgoError
 from virgo.limits import CONNECT_S
-from virgo.memory import parallel
 from virgo.memory.figures import NodePool, Pool, SpaceInfo
 from virgo.memory.namespaces import Namespaces
 from virgo.module import NodeServices

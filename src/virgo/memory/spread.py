@@ -18,6 +18,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 
+from virgo import parallel
 from virgo.errors import DiskFull, NodeLost, NoNode, PoolFull, UnknownId
 from virgo.limits import (
     MEMORY_CHUNK_BYTES,
@@ -26,7 +27,7 @@ from virgo.limits import (
     MEMORY_PLACE_ATTEMPTS_MAX,
 )
 from virgo.members import compose_id
-from virgo.memory import core, parallel
+from virgo.memory import core
 from virgo.memory.chunks import Chunks
 from virgo.memory.core import Region
 from virgo.memory.store import Store

@@ -12,6 +12,7 @@ from pathlib import Path
 
 _NAME = "writers"
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
+_PIDS = 1 << 22  # the kernel's greatest pid_max
 
 
 class Announcement:
@@ -39,13 +40,15 @@ def writers(directory: Path) -> list[int]:
     found: list[int] = []
     descriptor = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        start = 0
-        while True:
-            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 0, 0)
+        # The kernel tells one lock of a range, that of who came first and not the one at the lowest byte.
+        ranges = [(0, _PIDS)]
+        while ranges:
+            start, end = ranges.pop()
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
             kind, _whence, where, _length, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
-            if kind == fcntl.F_UNLCK:
-                return found
-            found.append(pid)
-            start = where + 1
+            if kind != fcntl.F_UNLCK:
+                found.append(pid)
+                ranges += [one for one in ((start, where), (where + 1, end)) if one[0] < one[1]]
     finally:
         os.close(descriptor)
+    return found

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from virgo import parallel
 from virgo.context import NOBODY
 from virgo.errors import TooLarge, VirgoError, WrongToken
 from virgo.limits import MEMORY_KEY_BYTES_MAX, MEMORY_REPLY_BYTES_MAX
-from virgo.memory import parallel
 from virgo.memory.keys import Keys
 from virgo.memory.keyspace import slot_of
 from virgo.memory.memcached import meta
