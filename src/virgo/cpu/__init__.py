@@ -25,6 +25,7 @@
     seating    who gets a place on which node, and who waits for one
     mailbox    calls handed in many at once, their outcomes collected as they come
     dispatch   the way of a call from node to node to worker
+    freight    large buffers between machines
     published  functions that the whole cloud has
     service    the module of the node
 
