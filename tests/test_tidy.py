@@ -22,7 +22,7 @@ LONG_FILES = {"testing/engine_contract.py": 500}  # one kit of claims, in the or
 
 # The floors of the design: a part imports only from floors below its own, and on the ground from parts
 # that stand earlier. A part is a package or a single file of `virgo`.
-GROUND = ["_version", "limits", "errors", "clock", "context", "config", "home", "members"]
+GROUND = ["_version", "limits", "errors", "clock", "context", "config", "home", "members", "parallel"]
 GROUND += ["kernel", "wire", "engine", "module"]
 FIRST = ["cpu", "memory", "files", "queue", "locks", "events", "analytics", "analysis", "traffic"]
 SECOND = ["node"]

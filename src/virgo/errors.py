@@ -200,14 +200,16 @@ class CallFailed(VirgoError, RuntimeError):
     """A cloned call ended without a result; the message carries the cause.
 
     Attributes:
-        cause: one of `exception`, `signal`, `memory`, `exit`, `program`, `result`, `lost`.
+        cause: one of `exception`, `signal`, `memory`, `exit`, `program`, `result`, `output`, `cancelled`,
+            `lost`.
         node: the name of the node where it ran, if it ran.
         remote_traceback: the traceback text of the remote exception, or "".
         attempts: how often it was run.
     """
 
     code = "CALLFAILED"
-    default_hint = (
+    default_hint = "`virgo logs TASK` shows what it wrote."
+    _traceback_hint = (
         "The traceback is in the error's remote_traceback; VIRGO_DEBUG=1 makes `virgo call` show it."
     )
 
@@ -221,7 +223,7 @@ class CallFailed(VirgoError, RuntimeError):
         remote_traceback: str = "",
         attempts: int = 1,
     ) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint or (self._traceback_hint if remote_traceback else ""))
         self.cause = cause
         self.node = node
         self.remote_traceback = remote_traceback

@@ -45,8 +45,7 @@ LOGIN_S: Final = 30.0
 IDLE_S: Final = 3600.0
 # Connections of one listener ...
 CONNECTIONS_MAX: Final = 10_000
-# ... and of all that come by TCP together: the process's descriptors but for these, which its files, its
-# engine and the Unix socket need.
+# ... and of all that come by TCP together: the process's descriptors but for these, which it needs itself.
 DESCRIPTORS_RESERVED: Final = 2_500
 # Connections of one TLS port that have not shown a certificate yet, and the time that each has for it.
 HANDSHAKES_MAX: Final = 500
@@ -258,8 +257,9 @@ CALLS_WAITING_MAX: Final = 100_000
 CALL_TIMEOUT_MS_MAX: Final = 31 * 24 * 3600 * 1000
 # Repetitions after dead workers: more means that the call is ill.
 CALL_RETRIES_MAX: Final = 1000
-# Repetitions after lost nodes, which are not charged to those: more means that the cloud is ill.
+# Repetitions after lost nodes, not charged to those; after the loss of the client's own node, about 10 s.
 CALL_NODES_LOST_MAX: Final = 100
+CALL_NODE_LOST_MAX: Final = 12
 # What one call may ask for. Python itself, and what a call imports, does not fit less memory.
 CALL_GPUS_MAX: Final = 64
 CALL_MEMORY_BYTES_MIN: Final = 16 * MiB
@@ -280,6 +280,10 @@ OUTPUT_READ_BYTES: Final = 256 * KiB
 # Who follows what a call writes asks so often while there is some, and less and less while there is none.
 OUTPUT_LOOK_S: Final = 0.05
 OUTPUT_LOOK_S_MAX: Final = 0.4
+# What a call has written and who follows it has not read: beyond this it is held, and then kept so long.
+OUTPUT_UNREAD_BYTES_MAX: Final = 64 * MiB
+OUTPUT_UNREAD_S: Final = 600.0
+OUTPUT_HOLD_LOOK_S: Final = 0.02
 OUTPUT_ENTRIES_MAX: Final = 10_000
 OUTPUT_FILES_MAX: Final = 64
 # A template imports modules of the user's choice before its first worker: time for that.
@@ -304,11 +308,11 @@ SUBMIT_BYTES_MAX: Final = 8 * MiB
 ASYNC_CALLS_MAX: Final = 64
 # How long COLLECT waits before it answers with nothing ...
 COLLECT_WAIT_S: Final = 20.0
-# ... and how long a client may leave its results uncollected before its calls are cancelled.
+# ... and how long a client may leave its results uncollected, or be away, before its calls are cancelled.
 COLLECT_GRACE_S: Final = 30.0
+COLLECT_GONE_S: Final = 0.5
 
-# Buffers of arguments and results from this size on are put into shared memory: a smaller one is copied in
-# the time that mapping takes ...
+# Buffers from this size on are put into shared memory: a smaller one is copied in the time of mapping ...
 APART_BYTES_MIN: Final = 256 * KiB
 # ... unless so many of them are open already, for each takes a descriptor.
 APART_SEGMENTS_MAX: Final = 256
@@ -317,11 +321,9 @@ APART_SEGMENTS_MAX: Final = 256
 APART_SPARE_MAX: Final = 3
 # ... of so many bytes together, for so long as it is at work.
 APART_SPARE_BYTES_MAX: Final = 512 * MiB
-# Large buffers between machines are taken in pieces of so many bytes, ...
+# Large buffers go to other machines in such pieces, some at once; results are kept while somebody takes any.
 FREIGHT_PIECE_BYTES: Final = 1 * MiB
-# ... so many at once, ...
 FREIGHT_AT_ONCE: Final = 4
-# ... and a result is kept for so long without anybody taking of it.
 FREIGHT_KEPT_S: Final = 30.0
 # Outcomes that a leased worker lays down before it sends them, for its client to see whatever happens ...
 LEASE_OUTCOMES_BYTES: Final = 64 * KiB
@@ -334,8 +336,7 @@ LEASE_AHEAD_S: Final = 0.01
 LEASE_AHEAD_CALLS_MAX: Final = 4_000
 # ... nor bytes, unless it is one call.
 LEASE_AHEAD_BYTES_MAX: Final = 256 * KiB
-# A call of which nothing is heard for so long, and for some times what such calls usually take, is slow: what
-# was sent after it is taken back for other workers.
+# A call not heard of for so long, and some times what it usually takes, is slow: others are taken back.
 LEASE_SLOW_S: Final = 0.01
 # Workers that one client leases at once.
 LEASES_MAX: Final = 64

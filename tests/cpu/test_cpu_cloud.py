@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def cloud(cloud3: RunningCloud) -> Iterator[Cloud]:
 
 def resp(cloud3: RunningCloud, name: str = "n1", *, token: str = "") -> redis.Redis:
     return redis.Redis(port=cloud3.ports(name)["cpu"], password=token or cloud3.token)
+
+
+def slow(number: int) -> int:
+    time.sleep(0.05)
+    return number
 
 
 def where(seconds: float = 0.0) -> str:
@@ -461,6 +467,31 @@ def test_the_loss_of_a_node_is_an_error_unless_the_call_may_be_repeated(make_clo
         until(lambda: not alive(pid) and not alive(first))
         for blocker in blockers:
             blocker.result(10)
+
+
+def test_calls_that_may_be_repeated_survive_the_loss_of_the_connected_node(make_cloud):
+    """Through the node and by leased workers, of either client: it is started again, and so are they."""
+    running = make_cloud(1)
+
+    async def main() -> list[int]:
+        async with await aio_connect(f"unix:{running.socket('n1')}", home=running.home) as cloud:
+            options = {"retries": 1, "memory": "64 MiB"}
+            tasks = [cloud.cpu.submit_to(slow, (number,), **options) for number in range(20)]
+            return list(await asyncio.gather(*tasks))
+
+    with running.connect("n1") as cloud, ThreadPoolExecutor(2) as threads:
+        futures = [
+            cloud.cpu.submit_to(slow, (number,), **options)
+            for number in range(40)
+            for options in ({"retries": 1, "memory": "64 MiB"}, {"retries": 1})
+        ]
+        waited = threads.submit(cloud.cpu.clone, slow, 7, retries=1, memory="64 MiB")
+        tasks = threads.submit(asyncio.run, main())
+        assert futures[0].result(30) == 0
+        os.kill(running.node("n1")["pid"], signal.SIGKILL)
+        assert [future.result(60) for future in futures] == [n for n in range(40) for _ in range(2)]
+        assert waited.result(60) == 7
+        assert tasks.result(60) == list(range(20))
 
 
 def test_the_loss_of_the_connected_node_fails_every_future(make_cloud):

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,29 @@ def test_all_that_a_call_writes_is_there_before_its_result(clone: Clone, binary:
         assert clone(speak, "ä", output=file) == "ä"
         found = file.getvalue().decode() if binary else file.getvalue()
         assert found == "out ä\nerr ä\nprogram ä\n"
+
+
+def write_much(count: int) -> int:
+    part = bytes(range(256)) * 4096
+    for _ in range(count):
+        os.write(1, part)
+    return count
+
+
+def test_a_call_that_writes_faster_than_it_is_read_is_held(clone: Clone) -> None:
+    """As by a pipe: who reads slowly at first gets all of it in the end."""
+    size, total = 0, zlib.crc32(b"")
+
+    def take(data: bytes) -> None:
+        nonlocal size, total
+        if not size:
+            time.sleep(1.5)  # meanwhile what is too old is given back, of others
+        size += len(data)
+        total = zlib.crc32(data, total)
+
+    assert clone(write_much, 150, output=take) == 150
+    assert size == 150 << 20
+    assert total == zlib.crc32(bytes(range(256)) * 4096 * 150)
 
 
 def test_it_comes_as_it_is_written(cloud: Cloud, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures as cf
+import contextlib
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -25,6 +27,7 @@ from tests.waiting import until
 from virgo import context as contexts
 from virgo.cloud import Cloud
 from virgo.context import Context, Identity
+from virgo.cpu.calls import Item
 from virgo.cpu.segments import Segment
 from virgo.errors import CallFailed, Denied, NodeLost, NotRunning
 from virgo.limits import APART_SPARE_MAX
@@ -253,6 +256,59 @@ time.sleep(100)
     until(lambda: not any(psutil.pid_exists(int(path.name)) for path in tmp_path.iterdir()) or idle(running))
     with running.connect() as other:
         assert list(other.cpu.map(double, range(100))) == [2 * number for number in range(100)]
+
+
+def test_calls_through_the_node_of_a_client_that_is_killed_end_with_it(running: RunningCloud) -> None:
+    program = f"""
+import time, virgo
+cloud = virgo.connect("unix:{running.socket("n1")}")
+calls = [cloud.cpu.submit_to(time.sleep, (0.1,), memory="64 MiB") for _ in range(1000)]
+calls[0].result()
+print("begun", flush=True)
+time.sleep(100)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=running.environment, stdout=subprocess.PIPE, text=True
+    ) as client:
+        assert client.stdout is not None and client.stdout.readline() == "begun\n"
+        client.kill()
+    with running.connect() as other:
+        until(lambda: not [task for task in other.cpu.tasks() if task.state != "leased"], within_s=5)
+
+
+def slates() -> int:
+    """Descriptors of leases that this process has."""
+    found = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += "virgo-lease" in str(path.readlink())
+    return found
+
+
+def test_no_descriptors_of_dead_workers_are_kept(cloud: Cloud) -> None:
+    """Also while nothing is collected that refers to itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        failures = [cloud.cpu.submit(os._exit, 1) for _ in range(10)]
+        assert all(isinstance(one.exception(30), CallFailed) for one in failures)
+        until(lambda: slates() <= 2)
+    finally:
+        gc.enable()
+
+
+def test_a_map_keeps_nothing_of_calls_whose_results_were_taken(cloud: Cloud) -> None:
+    """Nor does it keep the calls, so that it may go on for ever."""
+    gc.collect()
+    for results in (
+        cloud.cpu.map(double, itertools.count(), buffersize=20),
+        cloud.cpu.map_unordered(double, itertools.count(), buffersize=20),
+    ):
+        next(results)
+        for _ in range(2000):
+            next(results)
+        assert sum(isinstance(one, Item) for one in gc.get_objects()) < 200
+        results.close()
 
 
 def idle(running: RunningCloud) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import sys
+import types
 from typing import Any
 
 import cloudpickle
@@ -69,6 +71,28 @@ def test_changes_of_a_called_function_are_shipped(monkeypatch):
     assert called(shipped(outer)) == 20
     monkeypatch.setattr(sys.modules[__name__], "SCALE", 4)
     assert called(shipped(outer)) == 40
+
+
+def test_changes_of_a_module_that_is_shipped_by_value_are_seen(monkeypatch):
+    """Of one beside the program, as of its globals; an installed one goes by its name."""
+    beside: Any = types.ModuleType("beside_the_program")
+    beside.value = 1
+    monkeypatch.setitem(sys.modules, beside.__name__, beside)
+    cloudpickle.register_pickle_by_value(beside)
+
+    def outer() -> int:
+        return beside.value
+
+    def number() -> float:
+        return math.sqrt(4)
+
+    try:
+        assert called(shipped(outer)) == 1
+        beside.value = 2
+        assert called(shipped(outer)) == 2
+    finally:
+        cloudpickle.unregister_pickle_by_value(beside)
+    assert shipping.ship(number) is shipping.ship(number)
 
 
 def test_other_functions_at_the_same_address_are_not_confused():

@@ -23,6 +23,8 @@
     processes  the processes behind the workers
     pool       the workers of a node
     seating    who gets a place on which node, and who waits for one
+    flow       calls that write faster than their output is read
+    traces     what calls leave in a worker's process
     mailbox    calls handed in many at once, their outcomes collected as they come
     dispatch   the way of a call from node to node to worker
     freight    large buffers between machines

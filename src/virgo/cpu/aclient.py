@@ -25,7 +25,7 @@ from virgo.cpu import messages
 from virgo.cpu.afollow import run_followed
 from virgo.cpu.apart import Apart, Hand
 from virgo.cpu.backends import backend_of
-from virgo.cpu.calls import Book, Item, Task
+from virgo.cpu.calls import Book, Item, Task, may_go_again, pause_s
 from virgo.cpu.client import (
     EXPORTS,
     TASKS,
@@ -46,6 +46,7 @@ from virgo.cpu.near import Placed
 from virgo.cpu.seen import TaskInfo, Written
 from virgo.cpu.shipping import arguments_of
 from virgo.cpu.tasks import CallOptions, task_of
+from virgo.errors import VirgoError
 from virgo.limits import ASYNC_CALLS_MAX
 from virgo.wire.aclient import AsyncClient
 from virgo.wire.call import AsyncRunner
@@ -137,8 +138,16 @@ class AsyncCpuClient:
         return messages.as_result(outcome, trusted=task.trusted)
 
     async def _run_by_node(self, task: Task, arguments: bytes | Apart) -> Any:
-        async with self._lanes:
-            return await self._runner.run(by_node(task, arguments, self._hand))
+        lost = 0
+        while True:
+            try:
+                async with self._lanes:
+                    return await self._runner.run(by_node(task, arguments, self._hand))
+            except VirgoError as error:
+                if not may_go_again(task, error, lost):
+                    raise
+            lost += 1
+            await asyncio.sleep(pause_s(lost))
 
     def _send_back(self, items: list[Item]) -> None:
         """Calls that are not for leased workers; from the crew's thread."""

@@ -39,7 +39,7 @@ class Bench:
         busy: the others that the thread looks after, by descriptor; any thread may add one.
         queues: calls that wait, by the node that they must run on, "" for any; any thread may add some.
         ranked: whether calls have priorities; then only the thread adds some, by `rank`.
-        cancelled: whether some of these have been cancelled.
+        cancelled: how many of these have been cancelled.
         durations: how long calls of a function take.
         closed: no idle worker is kept.
     """
@@ -57,7 +57,8 @@ class Bench:
         self.idle: list[Lane] = []
         self.busy: dict[int, Lane] = {}
         self.queues: dict[str, deque[Item]] = {"": deque()}
-        self.ranked = self.cancelled = self.closed = False
+        self.ranked = self.closed = False
+        self.cancelled = 0
         self.durations: Durations[bytes] = Durations()
         self.epoll = select.epoll()
 
@@ -88,9 +89,12 @@ class Bench:
             queue.extendleft(reversed(waiting))
 
     def sift(self) -> None:
-        """Forget the calls that have ended while they waited."""
-        if self.cancelled:
-            self.cancelled = False
+        """Forget the calls that have ended while they waited, once they are a good part of all.
+
+        One by one they would take as long as all that wait; see also `first`.
+        """
+        if self.cancelled * 2 > self.waiting:
+            self.cancelled = 0
             for queue in list(self.queues.values()):
                 queue.extendleft([item for item in reversed(taken(queue)) if item.open])
 
@@ -153,6 +157,15 @@ class Bench:
             self.epoll.unregister(lane.fileno())
 
 
+def first(queue: deque[Item]) -> Item | None:
+    """The call that comes next, those that have ended dropped; None if there is none."""
+    while queue:
+        if queue[0].open:
+            return queue[0]
+        queue.popleft()
+    return None
+
+
 def taken(queue: deque[Item]) -> list[Item]:
     """Take all out of a queue that are there now; others may come behind them meanwhile."""
     return [queue.popleft() for _ in range(len(queue))]
@@ -169,8 +182,7 @@ def batch(queue: deque[Item], key: bytes, count: int, size: int) -> list[Item]:
     """
     calls = [queue.popleft()]
     size += len(calls[0].arguments)
-    for _ in range(min(count - 1, len(queue))):
-        item = queue[0]
+    while len(calls) < count and (item := first(queue)) is not None:
         size += len(item.arguments)
         if size > LEASE_AHEAD_BYTES_MAX or item.task.key != key:
             break

@@ -20,7 +20,8 @@ from virgo.cpu.apart import Apart
 from virgo.cpu.landing import Place
 from virgo.cpu.messages import Form, Options, Outcome, Parcel
 from virgo.cpu.needs import PLAIN, Needs
-from virgo.errors import VirgoError
+from virgo.errors import NodeLost, NotLoaded, NotRunning, VirgoError
+from virgo.limits import CALL_NODE_LOST_MAX
 
 
 class Task:
@@ -111,6 +112,7 @@ class Task:
                 priority=self.priority,
                 needs=self.needs,
                 land=None if place is None else place.address,
+                followed=self.write is not None,
             )
         )
 
@@ -226,6 +228,22 @@ class Item:
         sink.fail(self.index, error)
         if book.waiting and not book.open:
             book.tell()
+
+
+def may_go_again(task: Task, error: VirgoError, lost: int) -> bool:
+    """Whether a call may be handed in again when the node was lost that had it, and maybe is not back yet.
+
+    Args:
+        task, error: the call's.
+        lost: how often that has happened already.
+    """
+    gone = isinstance(error, NodeLost | NotRunning) or (lost > 0 and isinstance(error, NotLoaded))
+    return gone and bool(task.retries) and lost < CALL_NODE_LOST_MAX
+
+
+def pause_s(lost: int) -> float:
+    """How long to wait before that: a node is started again within seconds."""
+    return min(0.05 * 2**lost, 1.0) if lost else 0.0
 
 
 class Direct:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,15 @@ from dataclasses import dataclass
 from virgo import context as contexts
 from virgo.context import Context
 from virgo.cpu.apart import Hand
-from virgo.cpu.calls import Item
+from virgo.cpu.calls import Item, may_go_again, pause_s
 from virgo.cpu.messages import arrived
 from virgo.errors import CallFailed, Cancelled, NodeLost, NotRunning, VirgoError, from_line
-from virgo.limits import COLLECT_WAIT_S, REQUEST_DEADLINE_S, SUBMIT_BYTES_MAX, SUBMIT_CALLS_MAX
+from virgo.limits import (
+    COLLECT_WAIT_S,
+    REQUEST_DEADLINE_S,
+    SUBMIT_BYTES_MAX,
+    SUBMIT_CALLS_MAX,
+)
 from virgo.wire.call import Call, Runner, as_text
 
 _IDLE_S = 1.0
@@ -121,7 +127,11 @@ class Channel:
                 return
         except CallFailed as error:
             outcome = error
-        item.fail(outcome)
+        if may_go_again(item.task, outcome, item.lost) and item.open:
+            item.lost += 1
+            self.send([item])
+        else:
+            item.fail(outcome)
 
     # --- the threads --------------------------------------------------------------------------
 
@@ -133,6 +143,7 @@ class Channel:
                     self._sender = None
                     return
                 batch, mailbox = self._next_batch(), self._mailbox
+            time.sleep(pause_s(max(one.item.lost for one in batch)))
             calls: list[Call[str]]
             calls = [Call((one.verb, mailbox, *one.payload), as_text, REQUEST_DEADLINE_S) for one in batch]
             replies: list[Exception | str]

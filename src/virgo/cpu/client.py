@@ -184,7 +184,7 @@ class CpuClient(Executor):
             outcome = crew.call(task, arguments)
             if outcome is not None:
                 return messages.as_result(outcome, trusted=task.trusted)
-        elif task.write is None:
+        elif task.write is None and not task.retries:
             return self._runner.run(by_node(task, arguments, self._hand))
         future = self._submit(task, arguments)
         try:

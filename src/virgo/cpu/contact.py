@@ -158,6 +158,10 @@ class Contact:
             self._client.close()
 
 
+class NotHired(NodeLost):
+    """Whoever should have greeted us is gone."""
+
+
 class Hire:
     """A worker that is asked for.
 
@@ -190,6 +194,7 @@ class Hire:
         Unless it is a worker, whose connection this is, it is to be closed then.
 
         Raises:
+            NotHired: it was closed without an answer: the worker has died, or the node.
             VirgoError: there is none to be had.
         """
         try:
@@ -208,16 +213,16 @@ class Hire:
                 lease, node, _pid = msgspec.msgpack.decode(answer)
                 lane = Lane(self._connection, Slate(self._descriptors[0]), lease, node)
             except (OSError, ValueError, msgspec.DecodeError) as error:
-                raise self._lost() from error
+                raise self._not_hired() from error
             os.close(self._descriptors.pop())
             return lane
         if isinstance(answer, list):
             name, path, places = answer
             return name.decode(), path.decode(), int(places)
-        raise failure(answer) or self._lost()
+        raise failure(answer) or self._not_hired()
 
-    def _lost(self) -> VirgoError:
-        return NodeLost(f"{self.contact.address} closed the connection before it had a worker for us")
+    def _not_hired(self) -> NotHired:
+        return NotHired(f"{self.contact.address} closed the connection before it had a worker for us")
 
     def close(self) -> None:
         """Want it no more."""

@@ -24,7 +24,7 @@ from typing import Final
 from virgo.context import Identity
 from virgo.cpu import messages
 from virgo.cpu.apart import Apart
-from virgo.cpu.bench import Bench, batch, errand
+from virgo.cpu.bench import Bench, batch, errand, first
 from virgo.cpu.calls import Book, Direct, Item, Task
 from virgo.cpu.ends import Ends, late
 from virgo.cpu.hires import Hires
@@ -339,8 +339,8 @@ class Crew:
         bench = self._bench
         bench.sift()
         for node, queue in sorted(bench.queues.items(), reverse=True):  # those with less choice first
-            while queue:
-                task = queue[0].task
+            while (item := first(queue)) is not None:
+                task = item.task
                 lane, count = bench.room(task, len(queue))
                 if lane is None:
                     self._hires.want(node, queue)

@@ -302,21 +302,22 @@ class Dispatcher:
     ) -> tuple[Work, float | None]:
         """The call for the pool, and its time limit if it is a program. Raises NotExported."""
         encoded = contexts.encode(context)
-        form, label = options.form, options.label
+        form, followed = options.form, options.followed
         if form == "pickle":
-            work = Work(form, label, "", function, arguments, None, encoded, options.needs, options.land)
-            return work, None
+            work = Work(form, options.label, "", function, arguments, None, encoded, options.needs)
+            return msgspec.structs.replace(work, land=options.land, followed=followed), None
         name = function.decode("utf-8", "replace")
+        work = Work(form, name, name, b"", arguments, None, encoded, options.needs, followed=followed)
         if name in self._pool.exports:
-            return Work(form, name, name, b"", arguments, None, encoded, options.needs), None
+            return work, None
         program = self._programs.get(name)
         if program is not None:
             limit_s = self._services.config.cpu.program_time_s
-            return Work(form, name, name, b"", arguments, program, encoded, options.needs), limit_s
+            return msgspec.structs.replace(work, program=program), limit_s
         found = await self._published.find(name) if 0 < len(name) <= NAME_CHARS_MAX else None
         if found is None:
             raise NotExported(f"no function or program {name[:80]!r} is exported")
-        return Work(form, name, name, found.function, arguments, None, encoded, options.needs), None
+        return msgspec.structs.replace(work, function=found.function), None
 
     # --- bookkeeping --------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class Ends:
             if item not in taken:  # it may have begun just now
                 heapq.heappush(self._timed, (time.monotonic() + LEASE_LOOK_S, id(item), item))
                 return
-        self._bench.cancelled = True
+        self._bench.cancelled += 1
         item.fail(DeadlineExceeded(f"{item.task.label} was not begun before its deadline"))
 
     # --- cancelling ---------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class Ends:
         wanted = {item for item in items if item.open and not item.key}
         at = {lane: wanted.intersection(lane.items()) for lane in list(bench.busy.values())}
         for item in wanted.difference(*at.values()):
-            bench.cancelled = True
+            bench.cancelled += 1
             item.fail(_not_begun())
         lanes = [lane for lane, held in at.items() if held and self._is_at(lane, held)]
         left = len(lanes)

@@ -16,7 +16,7 @@ from virgo.cpu.calls import Sink
 from virgo.cpu.futures import Cancel, CpuFuture
 from virgo.cpu.messages import Outcome
 from virgo.cpu.seen import Written
-from virgo.errors import BadArgument, Cancelled, VirgoError
+from virgo.errors import BadArgument, CallFailed, Cancelled, VirgoError
 from virgo.limits import OUTPUT_LOOK_S, OUTPUT_LOOK_S_MAX
 
 _IDLE_S: Final = 10.0
@@ -75,7 +75,14 @@ class Reading:
         return self._offset
 
     def take(self, written: Written) -> bool:
-        """Hand on what came; whether there was anything. Raises what writing raises."""
+        """Hand on what came; whether there was anything. Raises what writing raises, or CallFailed."""
+        if written.offset > self._offset:
+            raise CallFailed(
+                f"{written.offset - self._offset} bytes of what {written.label} wrote are lost",
+                hint="What is not read is kept for ten minutes after the call, and by its node only.",
+                cause="output",
+                node=written.node,
+            )
         self._offset = written.offset + len(written.data)
         if written.data:
             self._write(written.data)

@@ -126,7 +126,10 @@ class Freight:
         if cargo is None:
             raise UnknownId("nothing is offered under this token", hint="It is taken at once, and once.")
         if not (0 <= at < cargo.size and 0 < size <= min(FREIGHT_PIECE_BYTES, cargo.size - at)):
-            raise BadArgument(f"there is no piece of {size} bytes at {at}")
+            raise BadArgument(
+                f"there is no piece of {size} bytes at {at}",
+                hint="CPU.FREIGHT is for nodes alone.",
+            )
         piece = read(cargo.segment, cargo.start + at, size)
         cargo.left -= size
         if cargo.place is not None:

@@ -70,37 +70,37 @@ class Run:
     """The outcomes of many calls of one function, waited for in their order.
 
     Attributes:
-        items: the calls so far.
+        count: calls so far.
+        items: those whose results nobody has taken, by index.
     """
 
     def __init__(self, trusted: bool) -> None:
-        self.items: list[Item] = []
+        self.count = 0
+        self.items: dict[int, Item] = {}
         self._trusted = trusted
-        self._outcomes: list[Outcome | VirgoError | None] = []
+        self._outcomes: dict[int, Outcome | VirgoError] = {}
         self._awaited = -1
         self._changed = threading.Condition()
 
     def __repr__(self) -> str:
-        return f"<Run of {len(self.items)} calls>"
+        return f"<Run of {self.count} calls>"
 
     def add(self, item: Item) -> None:
-        """One more; its index must be the next."""
-        self._outcomes.append(None)
-        self.items.append(item)
+        """One more."""
+        self.items[item.index] = item
+        self.count += 1
 
     def result(self, index: int, timeout_s: float | None) -> Any:
         """The result of a call, which is forgotten. Raises what the call raised, TimeoutError."""
-        outcome = self._outcomes[index]
-        if outcome is None:
+        if index not in self._outcomes:
             with self._changed:
                 self._awaited = index
-                if not self._changed.wait_for(lambda: self._outcomes[index] is not None, timeout_s):
+                if not self._changed.wait_for(lambda: index in self._outcomes, timeout_s):
                     raise TimeoutError
-            outcome = self._outcomes[index]
-        self._outcomes[index] = b""
+        del self.items[index]
+        outcome = self._outcomes.pop(index)
         if isinstance(outcome, VirgoError):
             raise outcome
-        assert outcome is not None
         return messages.as_result(outcome, trusted=self._trusted)
 
     def settle(self, index: int, outcome: Outcome) -> None:
@@ -122,21 +122,24 @@ class Stream:
     """The outcomes of many calls of one function, as they come.
 
     Attributes:
-        items: the calls so far.
+        count: calls so far.
+        items: those without an outcome, by index.
     """
 
     def __init__(self, trusted: bool) -> None:
-        self.items: list[Item] = []
+        self.count = 0
+        self.items: dict[int, Item] = {}
         self._trusted = trusted
         self._outcomes: deque[Outcome | VirgoError] = deque()
         self._changed = threading.Condition()
 
     def __repr__(self) -> str:
-        return f"<Stream of {len(self.items)} calls>"
+        return f"<Stream of {self.count} calls>"
 
     def add(self, item: Item) -> None:
         """One more."""
-        self.items.append(item)
+        self.items[item.index] = item
+        self.count += 1
 
     def next_result(self, timeout_s: float | None) -> Any:
         """The next result. Raises what the call raised, TimeoutError."""
@@ -148,15 +151,16 @@ class Stream:
             raise outcome
         return messages.as_result(outcome, trusted=self._trusted)
 
-    def settle(self, _index: int, outcome: Outcome) -> None:
+    def settle(self, index: int, outcome: Outcome) -> None:
         """See Sink."""
-        self._put(outcome)
+        self._put(index, outcome)
 
-    def fail(self, _index: int, error: VirgoError) -> None:
+    def fail(self, index: int, error: VirgoError) -> None:
         """See Sink."""
-        self._put(error)
+        self._put(index, error)
 
-    def _put(self, outcome: Outcome | VirgoError) -> None:
+    def _put(self, index: int, outcome: Outcome | VirgoError) -> None:
+        del self.items[index]
         with self._changed:
             self._outcomes.append(outcome)
             self._changed.notify_all()

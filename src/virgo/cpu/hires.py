@@ -8,9 +8,9 @@ from collections import deque
 from typing import Final
 
 from virgo.context import Identity
-from virgo.cpu.bench import Bench, errand
-from virgo.cpu.calls import Item
-from virgo.cpu.contact import Contact, Hire
+from virgo.cpu.bench import Bench, errand, taken
+from virgo.cpu.calls import Item, may_go_again, pause_s
+from virgo.cpu.contact import Contact, Hire, NotHired
 from virgo.cpu.lane import Lane
 from virgo.errors import NodeLost, NotRunning, VirgoError
 from virgo.limits import (
@@ -150,6 +150,13 @@ class Hires:
     def _on_answer(self, node: str, hire: Hire) -> None:
         try:
             answer = hire.answer()
+        except NotHired as error:
+            self._drop(node)
+            if hire.contact.known:  # the worker died while it was handed over
+                self._refused_at = time.monotonic()
+            else:
+                self._refuse(node, error)
+            return
         except VirgoError as error:
             self._drop(node)
             self._refuse(node, error)
@@ -181,12 +188,19 @@ class Hires:
         self._bench.elsewhere([item for item in moved if item.open])
 
     def _refuse(self, node: str, error: VirgoError) -> None:
-        """A worker could not be had; without any, the calls have failed."""
+        """A worker could not be had; without any, the calls have failed, or wait for the node to be back."""
         self._refused_at = time.monotonic()
         if node or not self._bench.lanes:
             queue = self._bench.queues[node]
-            while queue:
-                queue.popleft().fail(error)
+            again = []
+            for item in taken(queue):
+                if may_go_again(item.task, error, item.lost):
+                    item.lost += 1
+                    again.append(item)
+                else:
+                    item.fail(error)
+            self._bench.put_back(again)
+            self._refused_at += pause_s(max((item.lost for item in again), default=0))
 
     def _look_for_life(self, node: str, hire: Hire) -> None:
         """Beside the thread: a node that lets us wait may be stopped, or just have no worker free."""

@@ -338,6 +338,7 @@ class Lane:
         rest.begun = self.items()
         self._flying.clear()
         self._out.clear()
+        self._slate.leave()
         # Those that it found taken back are answered so, and not begun.
         for item, outcome in rest.ended:
             if outcome == messages.TAKEN:

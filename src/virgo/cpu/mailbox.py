@@ -3,7 +3,8 @@
 Answers on one connection keep the order of the requests, so a slow call would hold up those behind it.
 Therefore a client hands calls in (`...SUBMIT`, answered at once) and collects outcomes (`CPU.COLLECT`) in
 the order in which they come. The calls of a mailbox live as long as somebody collects: if the connection
-that does so closes, or nobody collects for COLLECT_GRACE_S, the client is gone and its calls are cancelled.
+that does so closes, or all by which it was used, or nobody collects for COLLECT_GRACE_S, the client is gone
+and its calls are cancelled.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from virgo.limits import (
     CALLS_WAITING_MAX,
     COLLECT_BYTES_MAX,
     COLLECT_CALLS_MAX,
+    COLLECT_GONE_S,
     COLLECT_GRACE_S,
     COLLECT_WAIT_S,
 )
+from virgo.wire.session import Session
 
 log = logging.getLogger("virgo.cpu")
 
@@ -37,7 +40,8 @@ class Mailbox:
         self._news = asyncio.Event()
         self._collecting = 0
         self._grace: asyncio.TimerHandle | None = None
-        self._wait()
+        self._sessions: set[Session] = set()
+        self._wait(COLLECT_GRACE_S)
 
     def __repr__(self) -> str:
         return f"<Mailbox of {self.owner}: {len(self._tasks)} calls, {len(self._outcomes)} outcomes>"
@@ -69,7 +73,7 @@ class Mailbox:
         finally:
             self._collecting -= 1
             if not self._collecting:
-                self._wait()
+                self._wait(COLLECT_GRACE_S)
         found: list[bytes] = []
         size = 0
         while self._outcomes and len(found) < 3 * COLLECT_CALLS_MAX and size < COLLECT_BYTES_MAX:
@@ -102,8 +106,20 @@ class Mailbox:
         self._outcomes.append((key, error, outcome))
         self._news.set()
 
-    def _wait(self) -> None:
-        self._grace = asyncio.get_running_loop().call_later(COLLECT_GRACE_S, self.close)
+    def used_by(self, session: Session) -> None:
+        """A connection of the client's uses it."""
+        if session not in self._sessions:
+            self._sessions.add(session)
+            session.at_end.append(lambda: self._left_by(session))
+
+    def _left_by(self, session: Session) -> None:
+        self._sessions.discard(session)
+        if not self._sessions and self._grace is not None:  # he may be about to come by another one
+            self._grace.cancel()
+            self._wait(COLLECT_GONE_S)
+
+    def _wait(self, limit_s: float) -> None:
+        self._grace = asyncio.get_running_loop().call_later(limit_s, self.close)
 
 
 class Mailboxes:
@@ -118,22 +134,23 @@ class Mailboxes:
     def __len__(self) -> int:
         return len(self._open)
 
-    def of(self, name: bytes, owner: str) -> Mailbox:
+    def of(self, name: bytes, owner: str, session: Session) -> Mailbox:
         """The client's mailbox, made on first use. Raises Denied if it is somebody else's."""
         mailbox = self._open.get(name)
         if mailbox is None:
             mailbox = self._open[name] = Mailbox(owner, lambda: self._forget(name))
         if mailbox.owner != owner:
             raise Denied("this mailbox belongs to another identity")
+        mailbox.used_by(session)
         return mailbox
 
-    def find(self, name: bytes, owner: str) -> Mailbox:
+    def find(self, name: bytes, owner: str, session: Session) -> Mailbox:
         """The client's mailbox. Raises Cancelled if it is closed, Denied if it is somebody else's."""
         if name not in self._open:
             raise Cancelled(
                 f"nobody collected outcomes for {COLLECT_GRACE_S:g} s, so the calls were cancelled"
             )
-        return self.of(name, owner)
+        return self.of(name, owner, session)
 
     def close(self) -> None:
         """Close all."""

@@ -59,15 +59,15 @@ class Maps:
     ) -> Iterator[Any]:
         index = 0
         try:
-            while index < len(run.items):
+            while index < run.count:
                 result = run.result(index, _left_s(deadline))
                 index += 1
                 if more:
                     self._begin(task, run, rows, 1)
                 yield result
         finally:
-            if index < len(run.items):
-                self._cancel(run.items[index:])
+            if run.items:
+                self._cancel(list(run.items.values()))
 
     def unordered(
         self, task: Task, rows: Rows, timeout_s: float | None, buffersize: int | None
@@ -83,14 +83,14 @@ class Maps:
     ) -> Iterator[Any]:
         count = 0
         try:
-            while count < len(stream.items):
+            while count < stream.count:
                 result = stream.next_result(_left_s(deadline))
                 count += 1
                 if more:
                     self._begin(task, stream, rows, 1)
                 yield result
         finally:
-            left = [item for item in stream.items if item.open]
+            left = list(stream.items.values())
             if left:
                 self._cancel(left)
 
@@ -102,7 +102,7 @@ class Maps:
                 near = near_arguments(row)
                 batch = batches.setdefault(near, [])
                 own = task if not near else batch[0].task if batch else task.toward(near)
-                item = Item(own, arguments_of(own, row, {}), sink, len(sink.items), self._book)
+                item = Item(own, arguments_of(own, row, {}), sink, sink.count, self._book)
                 sink.add(item)
                 batch.append(item)
             for batch in batches.values():

@@ -77,6 +77,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
         cause: of the call, from the node that had it before.
         land: where large buffers of the result may be laid.
         afar: who asks is another machine's node, and takes them himself; see `freight`.
+        followed: somebody reads what it writes as it comes.
         bounces: it is not begun, and the outcome is TAKEN, if it had to wait for a place.
     """
 
@@ -96,6 +97,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     cause: str = ""
     land: Address | None = None
     afar: bool = False
+    followed: bool = False
     bounces: bool = False
 
 
@@ -112,6 +114,7 @@ class Work(msgspec.Struct, frozen=True):
         context: the encoded context.
         needs: what it must have.
         land: where large buffers of the result may be laid.
+        followed: see Options.
     """
 
     form: Form
@@ -123,6 +126,7 @@ class Work(msgspec.Struct, frozen=True):
     context: bytes = b""
     needs: Needs = PLAIN_NEEDS
     land: Address | None = None
+    followed: bool = False
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):

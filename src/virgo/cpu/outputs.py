@@ -2,20 +2,21 @@
 
 Each worker appends to a file of its own; which part of it is of which call is noted when that has ended. So
 nobody is in the way of a call that writes, whatever it uses for that, and calls that write nothing cost
-nothing. Of a file the last OUTPUT_BYTES are kept: what lies before is given back to the file system, which
-leaves positions as they are.
+nothing. Of a file the last OUTPUT_BYTES are kept, and what somebody who follows a call has not read yet: what
+lies before is given back to the file system, which leaves positions as they are.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from virgo.limits import OUTPUT_BYTES, OUTPUT_ENTRIES_MAX, OUTPUT_FILES_MAX
+from virgo.limits import OUTPUT_BYTES, OUTPUT_ENTRIES_MAX, OUTPUT_FILES_MAX, OUTPUT_UNREAD_S
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -25,13 +26,23 @@ _UNFINISHED: Final = -1
 
 @dataclass(slots=True)
 class Entry:
-    """The part of a file that one call has written; `end` is -1 while it may write more."""
+    """The part of a file that one call has written.
+
+    Attributes:
+        end: -1 while it may write more.
+        followed: whether somebody reads it as it comes, so that nothing is lost that he has not read.
+        read: how much of it he has read.
+        looked: when he looked last, in monotonic time.
+    """
 
     worker: int
     label: str
     owner: str
     start: int
     end: int = _UNFINISHED
+    followed: bool = False
+    read: int = 0
+    looked: float = 0.0
 
     @property
     def ended(self) -> bool:
@@ -87,9 +98,10 @@ class Outputs:
         file = self._files.get(worker)
         return 0 if file is None else os.fstat(file.descriptor).st_size
 
-    def began(self, task: str, worker: int, label: str, owner: str) -> None:
+    def began(self, task: str, worker: int, label: str, owner: str, *, followed: bool = False) -> None:
         """A call begins, which may write."""
-        self._note(task, Entry(worker, label, owner, self.size(worker)))
+        now = time.monotonic()
+        self._note(task, Entry(worker, label, owner, self.size(worker), followed=followed, looked=now))
 
     def ended(self, task: str) -> None:
         """It has ended; if it has written nothing it is forgotten."""
@@ -113,6 +125,7 @@ class Outputs:
         file = self._files.get(entry.worker)
         if file is None:
             return offset, b""
+        entry.read, entry.looked = max(entry.read, offset), time.monotonic()
         end = entry.end if entry.ended else self.size(entry.worker)
         start = max(entry.start + offset, file.floor)
         data = os.pread(file.descriptor, max(0, min(count, end - start)), start)
@@ -132,10 +145,25 @@ class Outputs:
         for number in dead[: max(0, len(dead) - OUTPUT_FILES_MAX)]:
             self._drop(number)
 
+    def unread(self) -> dict[int, int]:
+        """How much is not read yet of calls that run and are followed, by worker."""
+        return {
+            entry.worker: self.size(entry.worker) - entry.start - entry.read
+            for entry in self._entries.values()
+            if entry.followed and not entry.ended
+        }
+
     def trim(self) -> None:
         """Give back what is beyond the bound of each file."""
-        for file in self._files.values():
-            floor = os.fstat(file.descriptor).st_size - OUTPUT_BYTES
+        wanted: dict[int, int] = {}  # from where on, by worker
+        forgotten = time.monotonic() - OUTPUT_UNREAD_S
+        for entry in self._entries.values():
+            if entry.followed and (not entry.ended or entry.looked > forgotten):
+                place = entry.start + entry.read
+                wanted[entry.worker] = min(place, wanted.get(entry.worker, place))
+        for worker, file in self._files.items():
+            size = os.fstat(file.descriptor).st_size
+            floor = min(size - OUTPUT_BYTES, wanted.get(worker, size))
             if floor > file.floor + OUTPUT_BYTES // 4:
                 _libc.fallocate(file.descriptor, _KEEP_SIZE | _PUNCH_HOLE, file.floor, floor - file.floor)
                 file.floor = floor

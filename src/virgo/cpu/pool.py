@@ -25,6 +25,7 @@ import msgspec
 from virgo.cpu import messages
 from virgo.cpu.core import Effect, Fork, Ledger, Retire, Start
 from virgo.cpu.deaths import Deaths
+from virgo.cpu.flow import Flow
 from virgo.cpu.hiring import Hiring
 from virgo.cpu.kills import Kills
 from virgo.cpu.messages import Order, Work
@@ -94,6 +95,7 @@ class WorkerPool:
         self._workers: dict[int, WorkerProcess] = {}
         self._calls: dict[int, Call] = {}
         self.recalls = Recalls(self._ledger, self._calls, self._workers)
+        self._flow = Flow(self.outputs, self._workers)
         self.kills = Kills(node, self._ledger, self._calls, self._workers)
         self._at: dict[int, Call] = {}  # by worker
         self._serial = itertools.count(1)
@@ -371,7 +373,9 @@ class WorkerPool:
             self._hand_over(worker, call, call.hiring)
             return
         call.began = time.monotonic()
-        self.outputs.began(call.task, worker.number, work.label, call.owner)
+        self.outputs.began(call.task, worker.number, work.label, call.owner, followed=work.followed)
+        if work.followed:
+            self._flow.watch()
         digest = function = b""
         if work.function:
             digest = hashlib.sha256(work.function).digest()
@@ -394,6 +398,7 @@ class WorkerPool:
             worker.hand(hiring.start(), order)
         except (OSError, VirgoError) as error:
             call.future.set_exception(Busy(f"node {self.node} cannot hand a worker over: {error}"))
+            call.future.exception()  # which nobody may be there to hear
             del self._at[worker.number]
             self._apply(self._ledger.done(worker.number))
             return

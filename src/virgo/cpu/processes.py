@@ -100,6 +100,7 @@ class WorkerProcess(asyncio.Protocol):
         if not self.ending:
             self.ending = reason
             self.signal(signal.SIGTERM)
+            self.signal(signal.SIGCONT)  # it may be held, see `flow`
             asyncio.get_running_loop().call_later(CALL_TERMINATE_S, self.kill)
 
     def kill(self, reason: str = "") -> None:

@@ -233,16 +233,16 @@ class CpuModule:
         if not options.key:
             raise BadArgument(f"{request[0].decode()} needs a key in its options", hint=_CLIENTS)
         context = contexts.current() or contexts.Context(id=contexts.new_id(), identity=session.identity)
-        mailbox = self._mailboxes.of(request[1], context.identity.name)
+        mailbox = self._mailboxes.of(request[1], context.identity.name, session)
         with contexts.using(context):
             work = self._dispatcher.dispatch(options, request[3], request[4:])
             mailbox.submit(options.key.encode(), work)
         return context.id.encode()
 
-    async def _collect(self, _session: Session, request: list[bytes]) -> list[bytes]:
+    async def _collect(self, session: Session, request: list[bytes]) -> list[bytes]:
         context = contexts.current()
         assert context is not None
-        return await self._mailboxes.find(request[1], context.identity.name).collect()
+        return await self._mailboxes.find(request[1], context.identity.name, session).collect()
 
     async def _cancel(self, _session: Session, request: list[bytes]) -> int:
         assert self._dispatcher is not None

@@ -140,13 +140,27 @@ def _collect(function: types.FunctionType, parts: list[Any], depth: int) -> bool
 def _frozen(value: Any, parts: list[Any], depth: int) -> bool:
     parts.append(value)
     kind = type(value)
-    if kind in _ATOMS or kind is types.ModuleType:
+    if kind in _ATOMS:
         return True
+    if kind is types.ModuleType:
+        return _goes_by_name(value)
     if kind is types.FunctionType:
         return any(value is part for part in parts[:-1]) or _collect(value, parts, depth + 1)
     if kind in (tuple, frozenset):
         return depth < _DEPTH_MAX and all(_frozen(item, parts, depth + 1) for item in value)
     return False
+
+
+def _goes_by_name(module: types.ModuleType) -> bool:
+    """Whether the bytes hold a module's name only, and not what is in it."""
+    name = module.__name__
+    if sys.modules.get(name) is not module:
+        return False
+    _include_neighbours()
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    while name and name not in by_value:
+        name = name.rpartition(".")[0]
+    return not name
 
 
 def _names(code: types.CodeType) -> list[str]:

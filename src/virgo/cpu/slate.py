@@ -77,12 +77,15 @@ class Slate:
         outcomes: where outcomes are laid down.
     """
 
-    __slots__ = ("_label", "outcomes", "words")
+    __slots__ = ("_label", "_whole", "outcomes", "words")
 
     def __init__(self, descriptor: int) -> None:
         if os.fstat(descriptor).st_size != SIZE:
             raise ValueError("this is no slate")
-        whole = memoryview(mmap.mmap(descriptor, SIZE))
+        self._use(memoryview(mmap.mmap(descriptor, SIZE)))
+
+    def _use(self, whole: memoryview) -> None:
+        self._whole = whole
         self.words = whole[: 8 * _WORDS].cast("Q")
         self.outcomes = whole[_PAGE:]
         self._label = whole[_LABEL_AT : _LABEL_AT + _LABEL_BYTES]
@@ -90,6 +93,10 @@ class Slate:
     def __repr__(self) -> str:
         words = self.words
         return f"<Slate begun={words[BEGUN]}{' let go' if words[LET_GO] else ''}>"
+
+    def leave(self) -> None:
+        """Remember what is on it now, and let go of it, which takes a descriptor as long as it is mapped."""
+        self._use(memoryview(bytearray(self._whole)))
 
     @property
     def label(self) -> str:

@@ -35,6 +35,7 @@ from virgo.cpu.leased import Leased
 from virgo.cpu.messages import WANTED, Failure, Order, Terms, failed
 from virgo.cpu.needs import Grant
 from virgo.cpu.outcomes import not_loaded, outcome_of
+from virgo.cpu.traces import Setting, has_children
 from virgo.errors import BadArgument, VirgoError
 from virgo.limits import FUNCTIONS_CACHED_MAX
 
@@ -92,6 +93,7 @@ class Worker:
         self._handed: list[int] = []  # descriptors that came with the request
         self._connections: list[socket.socket] = []
         self.forked = False
+        self._setting = Setting()
         self._flushes = (sys.stdout.flush, sys.stderr.flush)
         # A process that a call forks must not answer in the worker's place.
         os.register_at_fork(after_in_child=self._step_back)
@@ -129,7 +131,8 @@ class Worker:
         if order.form == "lease":
             terms = messages.decode_terms(order.context)
             with within(Grant(memory=terms.memory)):
-                return b"", self._serve_lease(terms)
+                outcome = self._serve_lease(terms)
+            return self._flags(), outcome
         # Threads of the call inherit no context variables; there is one call here, so they share its context.
         contexts.adopt(contexts.decode(order.context, speaker=contexts.NODE) if order.context else None)
         try:
@@ -139,7 +142,15 @@ class Worker:
             contexts.adopt(None)
             self.output_end()
         # What it has loaded for its GPUs stays with these: it is of no use for a call that gets others.
-        return messages.RETIRE if order.grant.gpus else flags, outcome
+        if order.grant.gpus:
+            flags = messages.RETIRE
+        elif order.form == "pickle":
+            flags = flags or self._flags()
+        return flags, outcome
+
+    def _flags(self) -> bytes:
+        """For the pool, when others may have this worker: whether they may."""
+        return b"" if self.forked or self._setting.restore() else messages.RETIRE
 
     def _run(self, order: Order, request: list[bytes]) -> tuple[bytes, bytes]:
         if order.program is not None:
@@ -224,15 +235,7 @@ class Worker:
             outcome = failed(Failure(error.message, hint=error.hint, cause="program", node=self._node))
         except msgspec.DecodeError as error:
             outcome = failed(Failure(str(error), cause="program", node=self._node))
-        return (messages.RETIRE if _has_children() else b""), outcome
-
-
-def _has_children() -> bool:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
+        return (messages.RETIRE if has_children() else b""), outcome
 
 
 def main(connection: socket.socket, lifeline: int, output: int, *, node: str) -> None:
