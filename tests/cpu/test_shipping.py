@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pickle
 import sys
@@ -95,6 +96,23 @@ def test_changes_of_a_module_that_is_shipped_by_value_are_seen(monkeypatch):
     assert shipping.ship(number) is shipping.ship(number)
 
 
+@functools.lru_cache(maxsize=7)
+def remembered(value: int) -> int:
+    return value + SCALE
+
+
+def test_functions_with_a_cache_are_shipped():
+    """By themselves, inside of others, and made within a function; each with its bound."""
+
+    @functools.cache
+    def local(value: int) -> int:
+        return remembered(value) * 10
+
+    for function in (remembered, local, lambda value: remembered(value) + 1):
+        assert called(shipped(function), 3) == function(3)
+    assert pickle.loads(shipped(remembered)).cache_parameters()["maxsize"] == 7
+
+
 def test_other_functions_at_the_same_address_are_not_confused():
     """Functions that come and go, some at equal addresses, are each shipped as they are."""
     assert [called(shipped(lambda bound=number: bound)) for number in range(600)] == list(range(600))
@@ -151,6 +169,9 @@ def test_export_returns_the_function_and_refuses_a_second_of_the_name(monkeypatc
         ({"timeout": float("nan")}, "timeout is nan"),
         ({"retries": -1}, "retries is -1, but must be 0 to 1000"),
         ({"retries": 1001}, "retries is 1001"),
+        ({"retries": 1.5}, "retries is 1.5, but must be a number"),
+        ({"timeout": "x"}, "timeout is 'x'"),
+        ({"priority": "x"}, "priority is 'x'"),
     ],
 )
 def test_options_of_a_call_that_make_no_sense_are_refused_before_it_travels(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,12 @@ _PICKLE: Final = b"\x80"  # how a pickle begins, and no packed list does
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 _unpack_pair = msgspec.msgpack.Decoder(tuple[list[Any], dict[str, Any]]).decode
+
+
+def cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Callable[..., Any]:
+    """A function with a cache of its own, as `functools.lru_cache` makes it; see `shipping`."""
+    made: Callable[..., Any] = functools.lru_cache(**parameters)(function)
+    return made
 
 
 def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

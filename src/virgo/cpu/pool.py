@@ -147,10 +147,12 @@ class WorkerPool:
     def tasks(self) -> list[TaskInfo]:
         """What its workers are at, and what waits for one."""
         now = time.monotonic()
-        return [
-            call.describe(self.node, self._workers.get(self._ledger.worker_of(number) or 0), now)
-            for number, call in self._calls.items()
-        ]
+        found = []
+        for number, call in self._calls.items():
+            worker = self._workers.get(self._ledger.worker_of(number) or 0)
+            if worker is not None or call.hiring is None:  # a client who waits for a worker is no call
+                found.append(call.describe(self.node, worker, now))
+        return found
 
     def output(self, task: str) -> Entry | None:
         """What a call has written, or is writing; None if that is nothing that is kept."""

@@ -11,9 +11,13 @@ have them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
+import pickle
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +25,7 @@ import cloudpickle
 
 from virgo.cpu import apart
 from virgo.cpu.apart import Apart, Large, is_large
-from virgo.cpu.arguments import pack_arguments, ship_plain
+from virgo.cpu.arguments import cached, pack_arguments, ship_plain
 from virgo.cpu.calls import Task
 
 _ATOMS: Final = (type(None), bool, int, float, complex, str, bytes, types.BuiltinFunctionType)
@@ -79,7 +83,7 @@ def ship_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], *, segments: b
     _include_neighbours()
     if any(map(is_large, args)):
         args = tuple(Large(value) if is_large(value) else value for value in args)
-    return apart.dumps((args, kwargs), cloudpickle.dumps, segments=segments)
+    return apart.dumps((args, kwargs), dumps, segments=segments)
 
 
 def arguments_of(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | Apart:
@@ -89,10 +93,39 @@ def arguments_of(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
     return pack_arguments(args, kwargs)
 
 
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """By value also what has a cache, whose functions others have only by name."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """See `pickle.Pickler`."""
+        if type(obj) is _Cached and not _name_is_enough(obj):
+            return cached, (obj.__wrapped__, obj.cache_parameters())
+        return super().reducer_override(obj)
+
+
+_Cached: Final = functools._lru_cache_wrapper
+
+
+def _name_is_enough(function: Any) -> bool:
+    """Whether a node finds a function of a module by its name."""
+    module = sys.modules.get(function.__module__)
+    if "<locals>" in function.__qualname__:
+        return False
+    return module is not None and module.__name__ != "__main__" and _goes_by_name(module)
+
+
+def dumps(
+    value: Any, protocol: int = 5, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None
+) -> bytes:
+    """`cloudpickle.dumps` by that pickler."""
+    with io.BytesIO() as file:
+        _Pickler(file, protocol=protocol, buffer_callback=buffer_callback).dump(value)
+        return file.getvalue()
+
+
 def _dump(value: Any) -> bytes:
     _include_neighbours()
-    data: bytes = cloudpickle.dumps(value, 5)
-    return data
+    return dumps(value)
 
 
 def _include_neighbours() -> None:

@@ -105,6 +105,14 @@ def task_of(
 
 
 def _check(timeout: float | None, retries: int, priority: int) -> None:
+    if timeout is None and retries == 0 == priority:
+        return
+    for name, value in (("timeout", timeout), ("retries", retries), ("priority", priority)):
+        if not isinstance(value, int | float | None) or (name != "timeout" and not isinstance(value, int)):
+            raise BadArgument(
+                f"{name} is {value!r}, but must be a number",
+                hint="timeout is in seconds; retries and priority are whole numbers.",
+            )
     if timeout is not None and not 0 < timeout <= CALL_TIMEOUT_MS_MAX / 1000:
         raise BadArgument(
             f"timeout is {timeout}, but must be more than 0 s and at most {CALL_TIMEOUT_MS_MAX // 1000} s",
@@ -115,7 +123,7 @@ def _check(timeout: float | None, retries: int, priority: int) -> None:
             f"retries is {retries}, but must be 0 to {CALL_RETRIES_MAX}",
             hint="0 runs the call at most once; more only if running it twice does no harm.",
         )
-    if not isinstance(priority, int) or not abs(priority) <= CALL_PRIORITY_MAX:
+    if not abs(priority) <= CALL_PRIORITY_MAX:
         raise BadArgument(
             f"priority is {priority!r}, but must be {-CALL_PRIORITY_MAX} to {CALL_PRIORITY_MAX}",
             hint="0 is that of all others; the greater go first.",

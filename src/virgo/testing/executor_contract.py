@@ -8,6 +8,8 @@ executors of processes can be tested too. `CLAIMS` lists them all:
     def test_contract(claim): claim(lambda: ThreadPoolExecutor(2))
 
 What the standard library leaves open is not claimed, whether a running call can be cancelled for example.
+ThreadPoolExecutor is the measure: ProcessPoolExecutor hands more calls to its workers than these run, so what
+is claimed of calls that wait does not hold there for all of them.
 """
 
 from __future__ import annotations
