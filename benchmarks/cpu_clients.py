@@ -25,6 +25,7 @@ CLIENTS = (1, 2, 4, 8, 16)
 CLIENTS_MAX = {RAY.name: 4}
 ONE, MANY = "one at a time", "pipelined"
 _BATCH = 100  # calls that a client makes at once
+_CLIENTS_QUICK = 2  # at most, to see only that it runs
 
 
 def joins(opener: Opener, running: ExitStack, _number: int) -> Operations:
@@ -42,6 +43,7 @@ class Shared(Pooled):
         super().__init__(pool, quick)
         self._time_s = 0.02 if quick else 0.3
         self._counts = counts(pool.name)
+        self._most = _CLIENTS_QUICK if quick else self._counts[-1]
         shared = "all clients share it" if pool.shared else "each client has a pool of its own"
         fewer = f", up to {self._counts[-1]} of them" if self._counts != CLIENTS else ""
         self.promises = f"{pool.promises}; {shared}{fewer}"
@@ -51,10 +53,11 @@ class Shared(Pooled):
 
     def measure(self) -> Figures:
         figures: Figures = {}
-        with Crowd(partial(joins, self.opener), self._counts[-1], self.pool.libraries) as crowd:
+        with Crowd(partial(joins, self.opener), self._most, self.pool.libraries) as crowd:
             for clients in self._counts:
-                one = crowd.rate_and_p99_s(ONE, clients=clients, time_s=self._time_s)
-                many = _BATCH * crowd.rate(MANY, clients=clients, time_s=self._time_s)
+                there = min(clients, self._most)
+                one = crowd.rate_and_p99_s(ONE, clients=there, time_s=self._time_s)
+                many = _BATCH * crowd.rate(MANY, clients=there, time_s=self._time_s)
                 figures |= dict(zip(names(clients), (*one, many), strict=True))
         return figures
 

@@ -231,6 +231,7 @@ def test_the_greatest_priority_goes_first(cloud: Cloud, tmp_path: Path, options:
         cloud.cpu.submit_to(during, (str(tmp_path / f"{number}"), 0.02), priority=priority, **options)
         for number, priority in enumerate(priorities)
     ]
+    until(lambda: all(future.item.id or not options for future in futures))  # the node has them all
     first.unlink()
     spans = [future.result(30) for future in futures]
     assert sorted(range(len(spans)), key=lambda number: spans[number][0]) == [4, 1, 3, 0, 5, 2]

@@ -36,7 +36,6 @@ def spoil() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft // 2, hard))
     sys.setrecursionlimit(200)
-    sys.path.insert(0, "/left/behind")
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as a call may do that does not tidy up
     return os.getpid()
 
@@ -53,7 +52,6 @@ def seen() -> dict[str, Any]:
         "alarm": signal.getitimer(signal.ITIMER_REAL),
         "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "recursion": sys.getrecursionlimit(),
-        "path": sys.path[:1],
         "stdout": os.fstat(sys.stdout.fileno()).st_rdev,
     }
 

@@ -37,11 +37,12 @@ from virgo.errors import (
     NotRunning,
     VirgoError,
 )
-from virgo.limits import CALL_NODES_LOST_MAX, NAME_CHARS_MAX
+from virgo.limits import CALL_NODES_LOST_MAX, LEASE_TURN_S, NAME_CHARS_MAX
 from virgo.members import Load
 from virgo.module import NodeServices
 
 # Answers that say that the node did not run the call: another one may.
+_PATIENCE_S: Final = 3 * LEASE_TURN_S  # for a place here, which leases may have to give back first
 _NOT_BEGUN: Final = (Busy, NotExported, NotLoaded)
 
 
@@ -147,16 +148,26 @@ class Dispatcher:
 
     async def run_here(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         """Run a call that another node, or this one, placed here."""
-        if options.bounces and not self.seating.has_room(options.needs):
+        if options.bounces and not self.seating.has(options.needs):
             return messages.TAKEN  # the other node did not know yet
         context = _bounded(options)
         if context.cause:  # the request of the other node is not the call: that has an id already
             context = msgspec.structs.replace(context, id=context.cause, cause=options.cause)
         with self._flight(options.key, context), contexts.using(context):
+            loop = asyncio.get_running_loop()
+            send_on = loop.call_later(_PATIENCE_S, self._send_on, context.id) if options.bounces else None
             try:
                 return await self._run_for(options, function, arguments)
             finally:
+                if send_on is not None:
+                    send_on.cancel()
                 self.seating.go_on()
+
+    def _send_on(self, task: str) -> None:
+        """A call waits for a place here, although the other node thought there was one."""
+        number = self._numbers.get(task)
+        if number is not None:
+            self._pool.send_on(number)
 
     async def _run_for(self, options: Options, function: bytes, arguments: list[bytes]) -> bytes:
         """Run a call for a node of this machine, or of another one, which has what is large to be taken."""

@@ -78,7 +78,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
         land: where large buffers of the result may be laid.
         afar: who asks is another machine's node, and takes them himself; see `freight`.
         followed: somebody reads what it writes as it comes.
-        bounces: it is not begun, and the outcome is TAKEN, if it had to wait for a place.
+        bounces: if it has to wait for long it is not begun, and the outcome is TAKEN.
     """
 
     key: str = ""

@@ -154,6 +154,11 @@ class WorkerPool:
                 found.append(call.describe(self.node, worker, now))
         return found
 
+    def send_on(self, number: int) -> None:
+        """Let a call be run elsewhere if no worker has it yet: its outcome is TAKEN."""
+        if self._ledger.worker_of(number) is None and self._ledger.withdraw(number):
+            self._calls[number].future.set_result(messages.TAKEN)
+
     def output(self, task: str) -> Entry | None:
         """What a call has written, or is writing; None if that is nothing that is kept."""
         found = self.outputs.find(task)
@@ -276,7 +281,7 @@ class WorkerPool:
             raise
         finally:
             del self._calls[call.number]
-            if hiring is None:
+            if hiring is None:  # one that is sent on counts as done
                 self.done += ok
                 self.failed += not ok
         return outcome

@@ -138,10 +138,8 @@ class Seating:
         self._watch()
         return number
 
-    def has_room(self, needs: Needs) -> bool:
-        """Whether a call would find all it needs here at once."""
-        if self._pool.room - self._coming < needs.cpus:
-            return False
+    def has(self, needs: Needs) -> bool:
+        """Whether a call would find here what it needs beside a place."""
         return needs == PLAIN or fits_now(needs, self._load(self._services.member(self._services.number)))
 
     def visited(self) -> None:

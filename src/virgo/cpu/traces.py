@@ -2,7 +2,8 @@
 
 A worker goes from one program to the next. What the calls of the one have set for the process is set back:
 directory, environment, umask, signals and timers, limits, priority, streams. A process whose limits cannot be
-set back, or that has children, is of no use any more. What is in Python's modules stays.
+set back, or that has children, is of no use any more. What is in Python's modules stays, and so does where
+these are looked for: one that was imported may need it later.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 import resource
 import signal
 import sys
-from pathlib import Path
+from _signal import getsignal  # type: ignore[import-not-found]  # that of `signal` takes ten times as long
 from typing import Any, Final
 
 _LIMITS: Final = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-_SIGNALS: Final = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_FIXED: Final = (signal.SIGKILL, signal.SIGSTOP)
+_SIGNALS: Final = [int(one) for one in signal.Signals if one < signal.SIGRTMIN and one not in _FIXED]
 _STREAMS: Final = ("stdin", "stdout", "stderr", "excepthook")
 
 
@@ -28,7 +30,7 @@ class Setting:
         self._place = _place()
         self._environment = _environment().copy()
         self._umask = _umask()
-        self._handlers = [signal.getsignal(number) for number in _SIGNALS]
+        self._handlers = [getsignal(number) for number in _SIGNALS]
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._limits = [resource.getrlimit(one) for one in _LIMITS]
         self._priority = os.getpriority(os.PRIO_PROCESS, 0)
@@ -51,7 +53,9 @@ class Setting:
             if signal.getitimer(timer) != (0.0, 0.0):
                 signal.setitimer(timer, 0.0)
         for number, handler in zip(_SIGNALS, self._handlers, strict=True):
-            if signal.getsignal(number) is not handler:
+            if getsignal(number) != handler:
+                if handler is None:
+                    raise ValueError(f"the handler of signal {number} was not Python's")
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         if _place() != self._place:
@@ -71,10 +75,9 @@ class Setting:
             self._restore_python()
 
     def _restore_python(self) -> None:
-        streams, path, depth = self._python
+        streams, depth = self._python
         for name, stream in zip(_STREAMS, streams, strict=True):
             setattr(sys, name, stream)
-        sys.path[:] = path
         sys.setrecursionlimit(depth)
 
 
@@ -90,7 +93,7 @@ def has_children() -> bool:
 
 def _place() -> tuple[int, int]:
     """The directory, by the numbers of the kernel: its name may be another's by now."""
-    found = Path().stat()
+    found = os.stat(".")  # noqa: PTH116 - a Path of it takes longer than that
     return found.st_dev, found.st_ino
 
 
@@ -105,5 +108,5 @@ def _umask() -> int:
     return found
 
 
-def _python() -> tuple[list[Any], list[str], int]:
-    return [getattr(sys, name) for name in _STREAMS], list(sys.path), sys.getrecursionlimit()
+def _python() -> tuple[list[Any], int]:
+    return [getattr(sys, name) for name in _STREAMS], sys.getrecursionlimit()
