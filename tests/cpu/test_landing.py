@@ -116,10 +116,23 @@ def test_attempts_of_one_call_do_not_write_where_others_do() -> None:
     """One that is lost with its node may run on, and lay its result down later than the one that counts."""
     place = Landing().place()
     lost, counts = (numpy.full(50_000, value) for value in (1.0, 2.0))
-    right = messages.pickled(counts, land=landing.attempt(place.address, 1))
+    right = messages.pickled(counts, land=landing.next_part(place.address))
     assert messages.pickled(lost, land=place.address)[:1] == LANDED
     assert isinstance(right, bytes)
     assert (lie(right, place) == 2.0).all()
+
+
+def test_no_attempt_writes_to_the_place_of_another_call() -> None:
+    """However many nodes are lost: when its place has no part left, a result goes along."""
+    kept = Landing()
+    place, other = kept.place(), kept.place()
+    part: landing.Address | None = place.address
+    seen = set()
+    while part is not None:
+        assert place.address[-1] <= part[-1] < other.address[-1]
+        seen.add(part[-1])
+        part = landing.next_part(part)
+    assert len(seen) == 16
 
 
 def test_what_lies_elsewhere_is_an_error_of_the_call() -> None:

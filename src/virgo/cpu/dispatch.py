@@ -233,7 +233,7 @@ class Dispatcher:
                     if not options.retries or lost >= CALL_NODES_LOST_MAX or number == self._services.number:
                         raise
                     lost += 1
-                    options = _apart_from(options, lost)
+                    options = _for_another_attempt(options)
                 refused[number] = error
             finally:
                 self.seating.leave(number, places=options.needs.cpus, moved=bounced)
@@ -366,9 +366,9 @@ class Dispatcher:
             self._pool.reclaim(parent)
 
 
-def _apart_from(options: Options, lost: int) -> Options:
-    """For another attempt: where those that were lost with their nodes, and may still run, do not write."""
-    land = None if options.land is None else landing.attempt(options.land, lost)
+def _for_another_attempt(options: Options) -> Options:
+    """Where those that were lost with their nodes, and may still run, do not write."""
+    land = None if options.land is None else landing.next_part(options.land)
     return msgspec.structs.replace(options, land=land)
 
 

@@ -23,8 +23,7 @@ Address = tuple[int, int, int, int]
 
 _PLACE_BITS: Final = 40
 _PLACES: Final = 1 << 22  # an offset in a file has 63 bits
-_ATTEMPT_BITS: Final = 36
-ATTEMPTS_MAX: Final = 1 << (_PLACE_BITS - _ATTEMPT_BITS)
+_PART_BITS: Final = 36
 _PUNCH: Final = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -91,7 +90,7 @@ class Place:
 
     def mapping(self, start: int, size: int) -> Mapping:
         """What was laid there. Raises ValueError if it is elsewhere, OSError if it cannot be mapped."""
-        if start >> _PLACE_BITS != self._number or size > 1 << _ATTEMPT_BITS:
+        if start >> _PLACE_BITS != self._number or size > 1 << _PART_BITS:
             raise ValueError("it does not lie in its place")
         mapping = Mapping(self.segment, size, start=start, ours=False, kept=False)
         weakref.finalize(mapping.memory.obj, _use, self).atexit = False  # the memory keeps its place
@@ -119,10 +118,14 @@ def address_of(segment: Segment) -> Address:
     return os.getpid(), segment.descriptor, segment.number, 0
 
 
-def attempt(address: Address, number: int) -> Address:
-    """The part of a place for an attempt: what ran before, and may run on unseen, does not write there."""
+def next_part(address: Address) -> Address | None:
+    """The next part of a place, for another attempt; None if there are no more.
+
+    What ran before, and may run on unseen, does not write there.
+    """
     process, descriptor, memory, start = address
-    return process, descriptor, memory, start + (number % ATTEMPTS_MAX << _ATTEMPT_BITS)
+    further = start + (1 << _PART_BITS)
+    return (process, descriptor, memory, further) if further >> _PLACE_BITS == start >> _PLACE_BITS else None
 
 
 def lay(address: Address, buffers: Iterable[memoryview], places: Iterable[int]) -> None:
