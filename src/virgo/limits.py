@@ -336,7 +336,7 @@ LEASE_AHEAD_S: Final = 0.01
 LEASE_AHEAD_CALLS_MAX: Final = 4_000
 # ... nor bytes, unless it is one call.
 LEASE_AHEAD_BYTES_MAX: Final = 256 * KiB
-# A call not heard of for so long, and some times what it usually takes, is slow: others are taken back.
+# A call not heard of for so long, and some times what it usually takes, is slow: the rest is taken back.
 LEASE_SLOW_S: Final = 0.01
 # Workers that one client leases at once.
 LEASES_MAX: Final = 64

@@ -116,7 +116,9 @@ class AsyncCpuClient:
             crew = self._backend.crew_for(task)
         elif task.write is not None:
             async with self._lanes:
-                found = await run_followed(self._runner, self.output, task, task.write, arguments, self._hand)
+                found = await run_followed(
+                    self._runner, self._follow, task, task.write, arguments, self._hand
+                )
             return messages.as_result(found, trusted=task.trusted)
         else:
             crew = None if self._lessee is None else self._lessee.crew_for(task)
@@ -310,6 +312,9 @@ class AsyncCpuClient:
     async def tasks(self) -> list[TaskInfo]:
         """See `CpuClient.tasks`."""
         return await self._runner.run(TASKS)
+
+    async def _follow(self, task: str, offset: int) -> Written:
+        return await self._runner.run(output_of(task, offset, follows=True))
 
     async def output(self, task: str, offset: int = 0) -> Written:
         """See `CpuClient.output`."""

@@ -94,9 +94,10 @@ WORKERS: Call[int] = Call(("NODES",), _as_workers)
 TASKS: Call[list[TaskInfo]] = Call(("CPU.PS",), lambda reply: msgspec.json.decode(reply, type=list[TaskInfo]))
 
 
-def output_of(task: str, offset: int) -> Call[Written]:
-    """What a call has written."""
-    return Call(("CPU.LOG", task, offset), lambda reply: msgspec.msgpack.decode(reply, type=Written))
+def output_of(task: str, offset: int, *, follows: bool = False) -> Call[Written]:
+    """What a call has written; who follows it has read all before that."""
+    request = ("CPU.LOG", task, offset, "FOLLOWS") if follows else ("CPU.LOG", task, offset)
+    return Call(request, lambda reply: msgspec.msgpack.decode(reply, type=Written))
 
 
 def kill_of(task: str) -> Call[None]:
@@ -132,7 +133,7 @@ class CpuClient(Executor):
         self._book = Book()
         self._hand = Hand(self._runner.address.path if isinstance(self._runner, Client) else "")
         self._channel = Channel(self._runner, self._hand)
-        self._follower = Follower(self.output, self._cancel)
+        self._follower = Follower(self._follow, self._cancel)
         self._backend = backend_of(self._config, self._book)
         self._lessee: Lessee | None = None
         if isinstance(self._runner, Client) and self._runner.address.path:
@@ -369,6 +370,9 @@ class CpuClient(Executor):
     def tasks(self) -> list[TaskInfo]:
         """What runs and what waits, on all nodes that answer; what waits at a client is its own business."""
         return self._runner.run(TASKS)
+
+    def _follow(self, task: str, offset: int) -> Written:
+        return self._runner.run(output_of(task, offset, follows=True))
 
     def output(self, task: str, offset: int = 0) -> Written:
         """What a call has written, or writes: some of it, from an offset on.

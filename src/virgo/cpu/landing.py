@@ -8,7 +8,6 @@ it belongs to who waits, nobody has to say when he has read it, and it is gone w
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import weakref
@@ -17,6 +16,7 @@ from typing import Final
 
 from virgo.cpu import segments
 from virgo.cpu.segments import Mapping, Segment, write
+from virgo.kernel.holes import punch
 
 # Process, descriptor there, the number by which the kernel knows the memory, and where in it a place begins.
 Address = tuple[int, int, int, int]
@@ -24,9 +24,6 @@ Address = tuple[int, int, int, int]
 _PLACE_BITS: Final = 40
 _PLACES: Final = 1 << 22  # an offset in a file has 63 bits
 _PART_BITS: Final = 36
-_PUNCH: Final = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
-_fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
-_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class Landing:
@@ -61,8 +58,7 @@ class Landing:
     def free(self, number: int) -> None:
         """Nothing in that place is used any more; any thread may say so, within any statement."""
         if self.of_this_process:
-            size = 1 << _PLACE_BITS
-            _fallocate(self.segment.descriptor, _PUNCH, number << _PLACE_BITS, size)
+            punch(self.segment.descriptor, number << _PLACE_BITS, 1 << _PLACE_BITS)
         self._used.discard(number)
 
 

@@ -8,7 +8,6 @@ lies before is given back to the file system, which leaves positions as they are
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from collections import OrderedDict
@@ -16,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from virgo.kernel.holes import punch
 from virgo.limits import OUTPUT_BYTES, OUTPUT_ENTRIES_MAX, OUTPUT_FILES_MAX, OUTPUT_UNREAD_S
 
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _UNFINISHED: Final = -1
 
 
@@ -120,12 +117,19 @@ class Outputs:
         """The part that a call has written, None if it has written nothing that is kept."""
         return self._entries.get(task)
 
-    def read(self, entry: Entry, offset: int, count: int) -> tuple[int, bytes]:
-        """What a call has written from an offset on, or from where it is kept on, and that offset."""
+    def read(self, entry: Entry, offset: int, count: int, *, follows: bool = False) -> tuple[int, bytes]:
+        """What a call has written from an offset on, or from where it is kept on, and that offset.
+
+        Args:
+            entry: of the call.
+            offset, count: from where on, and how much at most.
+            follows: whether who asks has read all before that, and needs no more of it.
+        """
         file = self._files.get(entry.worker)
         if file is None:
             return offset, b""
-        entry.read, entry.looked = max(entry.read, offset), time.monotonic()
+        if follows:
+            entry.read, entry.looked = max(entry.read, offset), time.monotonic()
         end = entry.end if entry.ended else self.size(entry.worker)
         start = max(entry.start + offset, file.floor)
         data = os.pread(file.descriptor, max(0, min(count, end - start)), start)
@@ -165,7 +169,7 @@ class Outputs:
             size = os.fstat(file.descriptor).st_size
             floor = min(size - OUTPUT_BYTES, wanted.get(worker, size))
             if floor > file.floor + OUTPUT_BYTES // 4:
-                _libc.fallocate(file.descriptor, _KEEP_SIZE | _PUNCH_HOLE, file.floor, floor - file.floor)
+                punch(file.descriptor, file.floor, floor - file.floor)
                 file.floor = floor
 
     def close(self) -> None:

@@ -51,9 +51,9 @@ class Sight:
             Command("CPU.PS", self._ps, "read", concurrent=True,
                     summary="What runs and what waits, on all nodes that answer, as JSON."),
             Command("CPU.PS.HERE", self._ps_here, "read", summary="The same of this node."),
-            Command("CPU.LOG", self._log, "read", 1, 2, concurrent=True, usage="task [offset]",
+            Command("CPU.LOG", self._log, "read", 1, 3, concurrent=True, usage="task [offset [FOLLOWS]]",
                     summary="What a call has written, from an offset on, as MessagePack."),
-            Command("CPU.LOG.HERE", self._log_here, "read", 1, 2, usage="task [offset]"),
+            Command("CPU.LOG.HERE", self._log_here, "read", 1, 3, usage="task [offset [FOLLOWS]]"),
             Command("CPU.KILL", self._kill, "write", 1, 1, concurrent=True, usage="task",
                     summary="End a call that runs or waits on any node; answers when it is dead."),
             Command("CPU.KILL.HERE", self._kill_here, "write", 1, 1, concurrent=True, usage="task"),
@@ -79,7 +79,8 @@ class Sight:
                 hint="`virgo ps` shows the calls that run; only the last MiB of each worker is kept.",
             )
         _check_owner(task, entry.owner)
-        start, data = self._pool.outputs.read(entry, offset, OUTPUT_READ_BYTES)
+        follows = len(request) > 3
+        start, data = self._pool.outputs.read(entry, offset, OUTPUT_READ_BYTES, follows=follows)
         written = Written(task, self._services.name, entry.label, data, start, entry.ended)
         return msgspec.msgpack.encode(written)
 
