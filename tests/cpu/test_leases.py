@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -234,24 +235,33 @@ def test_a_function_whose_loading_raises_key_error_says_so(cloud: Cloud) -> None
         cloud.cpu.clone(lambda: odd)
 
 
+@contextlib.contextmanager
+def client(running: RunningCloud, begins: str) -> Iterator[subprocess.Popen[str]]:
+    """A program that has begun calls of `cloud`, and waits."""
+    program = f"""
+import os, sys, time, virgo
+cloud = virgo.connect("unix:{running.socket("n1")}")
+{begins}
+print("begun", flush=True)
+sys.stdin.read()
+"""
+    command, pipe = [sys.executable, "-c", program], subprocess.PIPE
+    with subprocess.Popen(command, env=running.environment, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        yield process
+
+
 def test_a_client_killed_with_many_calls_leaves_nothing(running: RunningCloud, tmp_path: Path) -> None:
     """The workers are free again within seconds, and what they ran is dead."""
-    program = f"""
-import time, virgo, os
-cloud = virgo.connect("unix:{running.socket("n1")}")
+    begins = f"""
 def work(number):
     open("{tmp_path}/" + str(os.getpid()), "w").close()
     time.sleep(0.5)
 calls = [cloud.cpu.submit(work, number) for number in range(10_000)]
-print("begun", flush=True)
-time.sleep(100)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", program], env=running.environment, stdout=subprocess.PIPE, text=True
-    ) as client:
-        assert client.stdout is not None and client.stdout.readline() == "begun\n"
+    with client(running, begins) as process:
         until(lambda: len(list(tmp_path.iterdir())) == 2)
-        client.kill()
+        process.kill()
     until(lambda: cpu(running)["leases"] == 0, within_s=5)
     until(lambda: not any(psutil.pid_exists(int(path.name)) for path in tmp_path.iterdir()) or idle(running))
     with running.connect() as other:
@@ -259,19 +269,12 @@ time.sleep(100)
 
 
 def test_calls_through_the_node_of_a_client_that_is_killed_end_with_it(running: RunningCloud) -> None:
-    program = f"""
-import time, virgo
-cloud = virgo.connect("unix:{running.socket("n1")}")
+    begins = """
 calls = [cloud.cpu.submit_to(time.sleep, (0.1,), memory="64 MiB") for _ in range(1000)]
 calls[0].result()
-print("begun", flush=True)
-time.sleep(100)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", program], env=running.environment, stdout=subprocess.PIPE, text=True
-    ) as client:
-        assert client.stdout is not None and client.stdout.readline() == "begun\n"
-        client.kill()
+    with client(running, begins) as process:
+        process.kill()
     with running.connect() as other:
         until(lambda: not [task for task in other.cpu.tasks() if task.state != "leased"], within_s=5)
 
