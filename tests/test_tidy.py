@@ -18,7 +18,10 @@ FILE_LINES_MAX = 450
 FUNCTION_LINES_MAX = 70
 
 # Longer files, each with its own bound; take an entry out when its file has become short enough.
-LONG_FILES = {"testing/engine_contract.py": 500}  # one kit of claims, in the order of the interface
+LONG_FILES = {
+    "testing/engine_contract.py": 500,  # one kit of claims, in the order of the interface
+    "limits.py": 520,  # every bound in one place, as the design wants it
+}
 
 # The floors of the design: a part imports only from floors below its own, and on the ground from parts
 # that stand earlier. A part is a package or a single file of `virgo`.

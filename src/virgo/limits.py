@@ -448,3 +448,28 @@ CLOCK_SKEW_MS_MAX: Final = 60_000
 PROCESS_KILL_S: Final = 10.0
 # The service manager restarts a node that has been silent for so long; a slow one is not shot.
 WATCHDOG_S: Final = 30.0
+
+# --- the mount ------------------------------------------------------------------------------
+# The most that the kernel reads or writes at once: 256 pages, which is what it grants by default.
+FUSE_IO_BYTES_MAX: Final = 1 * MiB
+# Reads ahead and other requests that nobody waits for, at once.
+FUSE_BACKGROUND_MAX: Final = 64
+# File systems upon each other, the mount among them: what is passed through may lie on an overlay.
+FUSE_STACKED_MAX: Final = 2
+# Processes that answer the kernel: more do not help two programs, and each takes 30 MB.
+MOUNT_WORKERS_MAX: Final = 4
+# Threads of each: one that waits for another machine holds up no other.
+MOUNT_THREADS: Final = 8
+# Without notices of changes, what the kernel was told of a file is true for so long.
+MOUNT_VALID_S: Final = 1.0
+# Directories that a process has at hand, open.
+MOUNT_DIRECTORIES_MAX: Final = 1024
+# Descriptors for files that were closed meanwhile are let go this often, or when there are so many.
+MOUNT_SWEEP_S: Final = 1.0
+MOUNT_OPEN_SPARE_MAX: Final = 256
+# The table of what the kernel knows: 300 bytes a file, so ten million of them. Memory is taken as it fills.
+MOUNT_TABLE_BYTES_MAX: Final = 4 * GiB
+# After the start of its processes a mount must answer in this time.
+MOUNT_START_S: Final = 10.0
+# A worker that ends is started again, unless it lived for less than this.
+MOUNT_WORKER_LIFE_S: Final = 1.0

@@ -6,11 +6,31 @@ unmounted and mounted again under it, so only requests for that export fail mean
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from virgo.config import FilesConfig
 from virgo.errors import BadConfig
 from virgo.files import core
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """Where a tree begins.
+
+    Attributes:
+        node: name of the machine's node that has it.
+        name: of the export, "" for the private directory.
+        directory: where it lies.
+        read_only: nothing in it can be changed.
+        keeps_owners: new files become those of whoever makes them, which takes root.
+    """
+
+    node: str
+    name: str
+    directory: str
+    read_only: bool = False
+    keeps_owners: bool = True
 
 
 def export_directories(files: FilesConfig) -> dict[str, Path]:

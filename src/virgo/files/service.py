@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ from virgo.files.descriptors import DescriptorTable
 from virgo.files.local import LocalFiles
 from virgo.files.operations import Operations
 from virgo.files.placement import Directory, Pool
+from virgo.files.roots import Root
 from virgo.limits import DESCRIPTOR_SWEEP_S, FILE_IO_BYTES_MAX, FILE_THREADS_MAX, NODES_MAX, PATH_BYTES_MAX
 from virgo.members import Load, node_of
 from virgo.module import NodeServices
@@ -192,6 +194,12 @@ class FilesModule:
                 "read",
                 summary="the open files of this node, as a JSON array",
             ),
+            Command(
+                "FILES.ROOTS",
+                self._shown,
+                "admin",
+                summary="where this node's files lie on its machine, as a JSON array, for who mounts them",
+            ),
             Command("FILES.STATS", self._stats, "read", summary="figures of this node's files, as JSON"),
         )
 
@@ -304,6 +312,17 @@ class FilesModule:
 
     def _stats(self, _session: Session, _request: list[bytes]) -> bytes:
         return msgspec.json.encode(self.stats())
+
+    def _shown(self, _session: Session, _request: list[bytes]) -> bytes:
+        directories, read_only = self._roots()
+        keeps = os.geteuid() == 0
+        return msgspec.json.encode(
+            [
+                Root(self._node.name, name, directory, read_only=name in read_only, keeps_owners=keeps)
+                for name, directory in directories.items()
+                if name != POOL_ROOT
+            ]
+        )
 
     # --- within -------------------------------------------------------------------------------
 

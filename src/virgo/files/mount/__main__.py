@@ -1,0 +1,34 @@
+"""Entry of a mount's process: `python -m virgo.files.mount`; what to mount stands in the environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import msgspec
+
+from virgo import config as configuration
+from virgo.errors import VirgoError
+from virgo.files.mount import control
+from virgo.files.mount.process import Options
+
+
+def main() -> int:
+    """Mount and serve; 0 when it was unmounted, 1 if it could not be mounted."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    options = msgspec.json.decode(os.environ.pop(control.OPTIONS), type=Options)
+    tell = int(os.environ.pop(control.TELL))
+    try:
+        control.run(configuration.home(), options)
+    except VirgoError as error:
+        logging.getLogger("virgo.files.mount").critical("%s", error)
+        os.write(tell, error.to_line().encode())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
