@@ -390,6 +390,8 @@ FILE_CHUNKS_AHEAD: Final = 4
 FILE_BUFFER_BYTES: Final = 1 * MiB
 # Threads of one node that wait for disks.
 FILE_THREADS_MAX: Final = 8
+# Entries of a directory that one act gives: what the kernel has room for.
+FILE_ACT_ENTRIES_BYTES_MAX: Final = 64 * KiB
 # Serials set aside per fsync, so that a descriptor is never given twice, even after power loss.
 DESCRIPTOR_SERIALS_RESERVED: Final = 65_536
 # Lines of the descriptor table beyond its entries before it is written anew.
@@ -473,3 +475,5 @@ MOUNT_TABLE_BYTES_MAX: Final = 4 * GiB
 MOUNT_START_S: Final = 10.0
 # A worker that ends is started again, unless it lived for less than this.
 MOUNT_WORKER_LIFE_S: Final = 1.0
+# What a node that lives may take for one act: its disk may be slow, and who asked can be killed meanwhile.
+MOUNT_ACT_S: Final = 60.0

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from virgo.cli import render
-from virgo.cli.options import WORK, Home, Json, connected, find_home
+from virgo.cli.options import WORK, Home, Json, connected, find_home, settings
 
 app = typer.Typer()
 Place = Annotated[
@@ -44,8 +44,8 @@ def mount(
 
     home, place = find_home(), _place(directory)
     with connected() as cloud:
-        roots = control.roots_of(cloud.client)
-    options = Options(str(place), roots, shared=not private, passes=not no_passthrough)
+        roots, peers = control.survey(cloud.client, settings())
+    options = Options(str(place), roots, peers, shared=not private, passes=not no_passthrough)
     if foreground:
         control.run(home, options)
         return

@@ -52,14 +52,14 @@ class LocalFiles:
     def open(self, spot: Spot, mode: Mode, shown: str) -> int:
         """Open a regular file and return its descriptor; a created one gets its directories too."""
         self.table.check_room()
-        with translating(f"open {shown!r}"), self._root(spot, change=mode.write) as root:
+        with translating(f"open {shown!r}"), self.root_of(spot.root, change=mode.write) as root:
             descriptor = beneath.open_regular(root, spot.path, mode.flags)
-            return self._keep(spot, mode.flags, descriptor)
+            return self.keep(spot.root, spot.path, mode.flags, descriptor)
 
     def exists(self, spot: Spot) -> bool:
         """Whether the path names anything."""
         try:
-            with translating("look up"), self._root(spot) as root:
+            with translating("look up"), self.root_of(spot.root) as root:
                 beneath.status(root, spot.path)
         except FileMissing:
             return False
@@ -67,7 +67,7 @@ class LocalFiles:
 
     def status(self, spot: Spot, shown: str) -> dict[str, Any]:
         """What the path names; a link is shown, not followed."""
-        with translating(f"stat {shown!r}"), self._root(spot) as root:
+        with translating(f"stat {shown!r}"), self.root_of(spot.root) as root:
             return _describe(spot.name, beneath.status(root, spot.path))
 
     def list(self, spot: Spot, shown: str) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ class LocalFiles:
         found: list[dict[str, Any]] = []
         with (
             translating(f"list {shown!r}"),
-            self._root(spot) as root,
+            self.root_of(spot.root) as root,
             beneath.opened(root, spot.path, os.O_RDONLY | os.O_DIRECTORY) as directory,
             os.scandir(directory) as entries,
         ):
@@ -89,20 +89,20 @@ class LocalFiles:
 
     def remove(self, spot: Spot, shown: str) -> None:
         """Remove a file, a link or an empty directory."""
-        with translating(f"remove {shown!r}"), self._root(spot, change=True) as root:
+        with translating(f"remove {shown!r}"), self.root_of(spot.root, change=True) as root:
             beneath.remove(root, spot.path)
 
     def make_directory(self, spot: Spot, shown: str) -> None:
         """Make a directory, and those above it that are absent."""
-        with translating(f"mkdir {shown!r}"), self._root(spot, change=True) as root:
+        with translating(f"mkdir {shown!r}"), self.root_of(spot.root, change=True) as root:
             beneath.make_directory(root, spot.path)
 
     def rename(self, spot: Spot, new: Spot, shown: str) -> None:
         """Give a file or directory another name, replacing what had it; open descriptors follow."""
         with (
             translating(f"rename {shown!r}"),
-            self._root(spot, change=True) as root,
-            self._root(new, change=True) as new_root,
+            self.root_of(spot.root, change=True) as root,
+            self.root_of(new.root, change=True) as new_root,
         ):
             beneath.rename(root, spot.path, new_root, new.path)
         self.table.renamed(spot.root, spot.path, new.root, new.path)
@@ -110,7 +110,7 @@ class LocalFiles:
     def link_over(self, spot: Spot, new: Spot, shown: str) -> None:
         """Give a file of the same root a second name, replacing what had it in one step."""
         aside = f"{new.parent}/.virgo-{hashlib.sha256(os.fsencode(new.name)).hexdigest()[:24]}"
-        with translating(f"rename {shown!r}"), self._root(spot, change=True) as root:
+        with translating(f"rename {shown!r}"), self.root_of(spot.root, change=True) as root:
             if new.parent:
                 beneath.make_directories(root, new.parent)
             with (
@@ -232,7 +232,7 @@ class LocalFiles:
             raise BadDescriptor(f"the export {kept.root!r} of an open file is no longer configured")
         change = kept.flags & os.O_ACCMODE != os.O_RDONLY
         try:
-            with translating(f"reopen {kept.path!r}"), self._root(spot, change=change) as root:
+            with translating(f"reopen {kept.path!r}"), self.root_of(spot.root, change=change) as root:
                 descriptor = beneath.open_regular(root, kept.path, kept.flags)
         except FileMissing as error:
             if not Path(self._directories[kept.root]).is_dir():  # not the file alone is gone
@@ -251,25 +251,36 @@ class LocalFiles:
 
     # --- within -------------------------------------------------------------------------------
 
-    def _keep(self, spot: Spot, flags: int, descriptor: int) -> int:
+    def keep(self, root: str, path: str, flags: int, descriptor: int) -> int:
+        """Take over a kernel descriptor of an open file; the cloud's number of it."""
         try:
-            opened = entry(spot.root, spot.path, flags, beneath.identity(descriptor))
+            opened = entry(root, path, flags, beneath.identity(descriptor))
         except BaseException:
             os.close(descriptor)
             raise
         return self.table.add(opened, descriptor)
 
+    def check_writable(self, root: str) -> None:
+        """Raise EROFS if nothing below the root can be changed."""
+        if root in self._read_only:
+            raise OSError(errno.EROFS, f"the export {root!r} is read-only")
+
     @contextlib.contextmanager
-    def _root(self, spot: Spot, *, change: bool = False) -> Iterator[int]:
-        if change and spot.root in self._read_only:
-            raise OSError(errno.EROFS, f"the export {spot.root!r} is read-only")
+    def root_of(self, root: str, *, change: bool = False) -> Iterator[int]:
+        """A descriptor of a root, by name, for the block; `change`: refuse what is read-only."""
+        if change:
+            self.check_writable(root)
         try:
-            descriptor = beneath.open_root(self._directories[spot.root])
+            descriptor = beneath.open_root(self._directories[root])
+        except KeyError:
+            raise FileMissing(
+                f"there is no export {root!r} on this node", hint="`virgo ls /NODE` lists them."
+            ) from None
         except (FileNotFoundError, NotADirectoryError):
-            if spot.root in (core.PRIVATE, core.POOL_ROOT):
+            if root in (core.PRIVATE, core.POOL_ROOT):
                 raise
             raise FileMissing(
-                f"{self._directories[spot.root]}, the directory of the export {spot.root!r}, is not there",
+                f"{self._directories[root]}, the directory of the export {root!r}, is not there",
                 hint="Make or mount it on its node; `virgo doctor` there shows all exports.",
             ) from None
         try:
@@ -279,7 +290,7 @@ class LocalFiles:
 
     def _sync_names(self, spot: Spot) -> None:
         """Sync the directories from the file's up to the root."""
-        with self._root(spot) as root:
+        with self.root_of(spot.root) as root:
             path = spot.path
             while path:
                 path = path.rpartition("/")[0]

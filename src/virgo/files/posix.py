@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from virgo.kernel import at
 from virgo.kernel.fuse import protocol
@@ -26,8 +28,7 @@ _DEVICE: Final = struct.Struct("=Q")
 _SETS_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, array_like=True):
     """A file as it was met.
 
     Attributes:
@@ -44,16 +45,14 @@ class Found:
         return protocol.mode_of(self.attributes)
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(msgspec.Struct, frozen=True, array_like=True):
     """Whose a new file becomes: user and group, or None for both to leave it as the kernel makes it."""
 
     user: int
     group: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, array_like=True):
     """Attributes to be set; None for those that stay.
 
     Attributes:
@@ -97,20 +96,38 @@ def by_descriptor(file: int) -> str:
     return f"/proc/self/fd/{file}"
 
 
+def open_both_ways(path: str | bytes, flags: int, directory: int | None = None) -> int:
+    """Open a file; for reading too if it is to be written, where that is allowed.
+
+    A descriptor serves all programs that have the file open, and who only writes may be the first of them.
+    """
+    if flags & os.O_ACCMODE == os.O_WRONLY:
+        with contextlib.suppress(PermissionError):
+            return os.open(path, flags & ~os.O_ACCMODE | os.O_RDWR, dir_fd=directory)
+    return os.open(path, flags, dir_fd=directory)
+
+
+def access_of(file: int) -> int:
+    """O_RDONLY, O_WRONLY or O_RDWR, as a descriptor was opened."""
+    return fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+
+
 # --- names ----------------------------------------------------------------------------------
+# `umask` is that of this process, whose bits of the mode are given back: who asks has applied his own.
 
 
-def create(directory: int, name: bytes, flags: int, mode: int, owner: Owner | None) -> int:
+def create(directory: int, name: bytes, flags: int, mode: int, owner: Owner | None, umask: int = 0) -> int:
     """Open a new regular file, or an old one if O_EXCL is not among the flags."""
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        file = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode & 0o7777, dir_fd=directory)
+        new = flags & ~os.O_ACCMODE | os.O_RDWR | os.O_CREAT | os.O_EXCL  # for reading too: see above
+        file = os.open(name, new, mode & 0o7777, dir_fd=directory)
     except FileExistsError:
         if flags & os.O_EXCL:
             raise
-        return os.open(name, flags & ~os.O_CREAT | os.O_NONBLOCK, dir_fd=directory)
+        return open_both_ways(name, flags & ~os.O_CREAT | os.O_NONBLOCK, directory)
     try:
-        _give(directory, name, owner, mode)
+        _give(directory, name, owner, mode, umask)
     except BaseException:
         os.close(file)
         os.unlink(name, dir_fd=directory)
@@ -118,43 +135,44 @@ def create(directory: int, name: bytes, flags: int, mode: int, owner: Owner | No
     return file
 
 
-def make_node(directory: int, name: bytes, mode: int, device: int, owner: Owner | None) -> None:
+def make_node(
+    directory: int, name: bytes, mode: int, device: int, owner: Owner | None, umask: int = 0
+) -> None:
     """Make a regular file, a FIFO, a socket or a device."""
     os.mknod(name, mode, device, dir_fd=directory)
-    _owned(directory, name, owner, mode)
+    _owned(directory, name, owner, mode, umask)
 
 
-def make_directory(directory: int, name: bytes, mode: int, owner: Owner | None) -> None:
+def make_directory(directory: int, name: bytes, mode: int, owner: Owner | None, umask: int = 0) -> None:
     """Make a directory."""
     os.mkdir(name, mode & 0o7777, dir_fd=directory)
-    _owned(directory, name, owner, mode | stat.S_IFDIR)
+    _owned(directory, name, owner, mode | stat.S_IFDIR, umask)
 
 
-def make_link(directory: int, name: bytes, target: bytes, owner: Owner | None) -> None:
+def make_link(directory: int, name: bytes, target: bytes, owner: Owner | None, umask: int = 0) -> None:
     """Make a symbolic link."""
     os.symlink(target, name, dir_fd=directory)
-    _owned(directory, name, owner, stat.S_IFLNK)
+    _owned(directory, name, owner, stat.S_IFLNK, umask)
 
 
-def _owned(directory: int, name: bytes, owner: Owner | None, mode: int) -> None:
+def _owned(directory: int, name: bytes, owner: Owner | None, mode: int, umask: int) -> None:
     try:
-        _give(directory, name, owner, mode)
+        _give(directory, name, owner, mode, umask)
     except BaseException:
         with contextlib.suppress(OSError):
             os.rmdir(name, dir_fd=directory) if stat.S_ISDIR(mode) else os.unlink(name, dir_fd=directory)
         raise
 
 
-def _give(directory: int, name: bytes, owner: Owner | None, mode: int) -> None:
-    """Give a new file its owner; its group is that of the directory if that says so."""
-    if owner is None:
-        return
+def _give(directory: int, name: bytes, owner: Owner | None, mode: int, umask: int) -> None:
+    """Give a new file its owner, and what its mode has lost; its group is the directory's if that says so."""
     above = os.fstat(directory).st_mode
-    group = -1 if above & stat.S_ISGID else owner.group
-    os.chown(name, owner.user, group, dir_fd=directory, follow_symlinks=False)
+    if owner is not None:
+        group = -1 if above & stat.S_ISGID else owner.group
+        os.chown(name, owner.user, group, dir_fd=directory, follow_symlinks=False)
     # The kernel takes these bits from what changes hands, and a directory has the one of the directory above.
     wanted = mode & 0o7777 | (above & stat.S_ISGID if stat.S_ISDIR(mode) else 0)
-    if wanted & _SETS_ID and not stat.S_ISLNK(mode):
+    if wanted & (_SETS_ID | umask) and not stat.S_ISLNK(mode):
         os.chmod(name, wanted, dir_fd=directory)
 
 

@@ -25,12 +25,14 @@ import msgspec
 
 from virgo.errors import BadDescriptor, NoNode, TooLarge
 from virgo.files import beneath, core, roots
+from virgo.files.acts import Acts
 from virgo.files.core import DEFAULT_MODE, POOL_ROOT, PRIVATE
 from virgo.files.descriptors import DescriptorTable
 from virgo.files.local import LocalFiles
 from virgo.files.operations import Operations
 from virgo.files.placement import Directory, Pool
 from virgo.files.roots import Root
+from virgo.kernel.process import umask_of
 from virgo.limits import DESCRIPTOR_SWEEP_S, FILE_IO_BYTES_MAX, FILE_THREADS_MAX, NODES_MAX, PATH_BYTES_MAX
 from virgo.members import Load, node_of
 from virgo.module import NodeServices
@@ -86,6 +88,7 @@ class FilesModule:
             run=self._run,
         )
         self._local = local
+        self._acts = Acts(local, keeps_owners=os.geteuid() == 0, umask=umask_of(os.getpid()))
         self._node.spawn(self._expire(local.table), name="expire descriptors")
 
     async def _expire(self, table: DescriptorTable) -> None:
@@ -200,6 +203,15 @@ class FilesModule:
                 "admin",
                 summary="where this node's files lie on its machine, as a JSON array, for who mounts them",
             ),
+            Command(
+                "FILES.AT",
+                self._act,
+                "admin",
+                3,
+                3,
+                usage="root act arguments",
+                summary="an act on this node's own files, for those who have mounted them elsewhere",
+            ),
             Command("FILES.STATS", self._stats, "read", summary="figures of this node's files, as JSON"),
         )
 
@@ -312,6 +324,10 @@ class FilesModule:
 
     def _stats(self, _session: Session, _request: list[bytes]) -> bytes:
         return msgspec.json.encode(self.stats())
+
+    async def _act(self, _session: Session, request: list[bytes]) -> Any:
+        root, act = args.text(request[1], "root"), args.text(request[2], "act")
+        return await self._run(self._acts.run, root, act, request[3])
 
     def _shown(self, _session: Session, _request: list[bytes]) -> bytes:
         directories, read_only = self._roots()

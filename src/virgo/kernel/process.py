@@ -119,6 +119,14 @@ def _exists(pid: int) -> bool:
     return True
 
 
+def umask_of(pid: int) -> int:
+    """The umask of a process, without setting it. Raises FileNotFoundError."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022
+
+
 def terminate(mark: ProcessMark, grace_s: float) -> Ending:
     """End a process: SIGTERM, `grace_s` to finish, then SIGKILL. Blocks until it is gone.
 

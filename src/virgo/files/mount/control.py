@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from virgo.errors import FileRefused, NotRunning, VirgoError, from_line
+from virgo.config import Config
+from virgo.errors import FileRefused, NodeLost, NotRunning, VirgoError, from_line
 from virgo.files.mount import counters
 from virgo.files.mount.process import Keeper, Options, Record, check_place
 from virgo.files.roots import Root
@@ -26,28 +28,48 @@ from virgo.limits import MOUNT_START_S, NODE_STOP_S
 from virgo.members import Member
 from virgo.wire.address import Address
 from virgo.wire.client import Client
+from virgo.wire.tls import client_context
 
 OPTIONS: Final = "VIRGO_MOUNT"
 TELL: Final = "VIRGO_MOUNT_TELL"  # descriptor to which a failed start says why
 _POLL_S: Final = 0.02
 
 
-def roots_of(client: Client) -> list[Root]:
-    """What nodes of this machine have, by node and name: asked of each, by way of one of them.
+def survey(
+    client: Client, config: Config, *, afar: Collection[str] = ()
+) -> tuple[list[Root], dict[str, str]]:
+    """What the nodes of the cloud have, asked of each, and where those of other machines are reached.
+
+    Args:
+        client: of any node.
+        config: of this machine, whose certificate opens the way to the others.
+        afar: nodes to be taken for those of another machine, as tests and benchmarks do.
 
     Raises:
-        NotRunning, NodeLost: none answers.
+        NotRunning: no node that can be asked has files.
     """
-    members = msgspec.json.decode(client.execute("NODES"), type=list[Member])
-    machine = machine_id()
-    found: list[Root] = []
-    for member in members:
-        if member.machine == machine and member.socket:
-            with contextlib.suppress(NotRunning), Client(Address(path=member.socket)) as near:
-                found += msgspec.json.decode(near.execute("FILES.ROOTS"), type=list[Root])
-    if not found:
-        raise NotRunning("no node of this machine has files to mount", hint="`virgo up` starts one.")
-    return found
+    roots: list[Root] = []
+    peers: dict[str, str] = {}
+    for member in msgspec.json.decode(client.execute("NODES"), type=list[Member]):
+        address = reach(member)
+        if address is None:
+            continue
+        tls = client_context(config.home, config.security) if address.tls else None
+        with contextlib.suppress(NotRunning, NodeLost), Client(address, tls=tls) as asked:
+            roots += msgspec.json.decode(asked.execute("FILES.ROOTS"), type=list[Root])
+            if not address.path or member.name in afar:
+                peers[member.name] = str(address)
+    if not roots:
+        raise NotRunning("no node can be reached whose files could be mounted", hint="`virgo up` starts one.")
+    return roots, peers
+
+
+def reach(member: Member) -> Address | None:
+    """Where a node is reached: by its socket on this machine, else by TLS; None if it listens to nobody."""
+    if member.machine == machine_id() and member.socket:
+        return Address(path=member.socket)
+    port = member.ports.get("files", 0)
+    return Address(host=member.address, port=port, tls=True) if member.address and port else None
 
 
 def record_path(home: Path, place: Path) -> Path:

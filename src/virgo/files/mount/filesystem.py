@@ -24,14 +24,14 @@ from virgo.kernel.fuse.protocol import Can, Change, Operation
 from virgo.kernel.fuse.serving import Handler, Request
 
 WANTED: Final = (
-    Can.ASYNC_READ | Can.ATOMIC_O_TRUNC | Can.AUTO_INVAL_DATA | Can.DO_READDIRPLUS | Can.READDIRPLUS_AUTO
+    Can.ASYNC_READ | Can.ATOMIC_O_TRUNC | Can.EXPLICIT_INVAL_DATA | Can.DO_READDIRPLUS | Can.READDIRPLUS_AUTO
     | Can.ASYNC_DIO | Can.PARALLEL_DIROPS | Can.CACHE_SYMLINKS | Can.HANDLE_KILLPRIV_V2 | Can.ABORT_ERROR
     | Can.DIRECT_IO_ALLOW_MMAP | Can.PASSTHROUGH
 )  # fmt: skip
 _NODE: Final = struct.Struct("=Q")
 _COPY_BYTES_MAX: Final = 1 << 30  # what one answer can count
 _SETS_ID: Final = stat.S_ISUID | stat.S_ISGID
-_OPEN_FLAGS: Final = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_NOATIME | os.O_APPEND
+_OPEN_FLAGS: Final = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_NOATIME
 _DIRECTORY_MODE: Final = stat.S_IFDIR | 0o755
 
 

@@ -99,7 +99,7 @@ class LocalTree:
                 continue
             with contextlib.suppress(FileNotFoundError):  # looked at before: to open a FIFO has effects
                 if posix.look(above.number, name).identity == identity:
-                    return Descriptor(os.open(name, flags, dir_fd=above.number))
+                    return Descriptor(posix.open_both_ways(name, flags, above.number))
         raise posix.stale()
 
     def _identity(self, node: int) -> bytes:

@@ -27,7 +27,7 @@ from virgo.files.mount.table import OpenFile, Table
 from virgo.files.posix import Descriptor
 from virgo.kernel import at
 from virgo.kernel.fuse import device
-from virgo.kernel.fuse.protocol import OPEN_OUT, Opened
+from virgo.kernel.fuse.protocol import OPEN_OUT, Opened, version_of
 from virgo.limits import MOUNT_OPEN_SPARE_MAX, MOUNT_SWEEP_S
 
 log = logging.getLogger("virgo.files.mount")
@@ -78,9 +78,12 @@ class LocalOpens:
                 file = replace(file, reader=holder)
                 self._held[node, False] = handle
             self._table.set_open(node, replace(file, count=file.count + 1), txn)
-        how = Opened.NOFLUSH | (Opened.PASSTHROUGH if file.backing else Opened.KEEP_CACHE)
+            how = Opened.PASSTHROUGH
+            if not file.backing:
+                version = version_of(posix.look_at(handle.number).attributes)
+                how = Opened.KEEP_CACHE if self._table.see(node, version, txn) else Opened(0)
         self._counts[counters.PASSED_THROUGH if file.backing else counters.SERVED] += 1
-        return OPEN_OUT.pack(0, how, file.backing)
+        return OPEN_OUT.pack(0, how | Opened.NOFLUSH, file.backing)
 
     def _register(self, opened: Descriptor) -> int:
         if not self._passes:

@@ -23,19 +23,27 @@ from typing import Final
 
 import msgspec
 
+from virgo import config as configuration
 from virgo.errors import FileRefused
 from virgo.files.mount import counters
+from virgo.files.mount.far import Far
 from virgo.files.mount.filesystem import WANTED, FileSystem
 from virgo.files.mount.local import LocalTree
 from virgo.files.mount.opens import LocalOpens
+from virgo.files.mount.remote import RemoteTree
+from virgo.files.mount.remoteopens import RemoteOpens
 from virgo.files.mount.shown import Shown
 from virgo.files.mount.table import Table
+from virgo.files.mount.tree import Tree
 from virgo.files.roots import Root
 from virgo.home import write_record
 from virgo.kernel.fuse import device, serving
 from virgo.kernel.fuse.protocol import Can
 from virgo.kernel.process import ProcessMark
 from virgo.limits import MOUNT_THREADS, MOUNT_WORKER_LIFE_S, MOUNT_WORKERS_MAX
+from virgo.wire.address import parse
+from virgo.wire.client import Client
+from virgo.wire.tls import client_context
 
 log = logging.getLogger("virgo.files.mount")
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -50,12 +58,14 @@ class Options(msgspec.Struct, frozen=True):
         place: the directory.
         roots: what it shows.
         shared: other users may use it too.
+        peers: where nodes are reached whose files are not of this machine, by name.
         passes: pass files through where the kernel allows it.
         workers: how many processes answer; 0 for as many as help.
     """
 
     place: str
     roots: list[Root]
+    peers: dict[str, str] = {}
     shared: bool = True
     passes: bool = True
     workers: int = 0
@@ -105,6 +115,10 @@ class Keeper:
             shutil.rmtree(self._state, ignore_errors=True)
 
     def _mount(self) -> None:
+        config = configuration.load()
+        self._peers = {name: parse(where) for name, where in self._options.peers.items()}
+        afar = any(address.tls for address in self._peers.values())
+        self._tls = client_context(config.home, config.security) if afar else None
         counters.create(self._state / "counters")
         self._counts = counters.row(self._state / "counters", MOUNT_WORKERS_MAX)
         self._device = device.mount(self._place, shared=self._options.shared)
@@ -172,10 +186,16 @@ class Keeper:
         os.close(self._device)
         counts = counters.row(self._state / "counters", row)
         table, passes = Table(self._state), Can.PASSTHROUGH in self._can
-        trees = [
-            LocalTree(number, root, table, LocalOpens(own, table, passes=passes, counts=counts))
-            for number, root in enumerate(self._options.roots, 1)
-        ]
+        clients = {name: Client(address, tls=self._tls) for name, address in self._peers.items()}
+        trees: list[Tree] = []
+        for number, root in enumerate(self._options.roots, 1):
+            if root.node in clients:
+                far = Far(clients[root.node], root.name)
+                remote = RemoteOpens(own, table, far, counts)
+                trees.append(RemoteTree(number, root, table, far, remote))
+            else:
+                local = LocalOpens(own, table, passes=passes, counts=counts)
+                trees.append(LocalTree(number, root, table, local))
         handlers = FileSystem(Shown(table, trees)).handlers()
         serving.Server(own, handlers, counts).run(MOUNT_THREADS)
 

@@ -13,6 +13,7 @@ whole, and reads wait for nobody. It lives as long as the mount.
     name      node            -> parent and name, each that is known
     child     parent and name -> node
     open      node            -> `OpenFile`
+    seen      node            -> version of the content that the kernel may have
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from typing import Any, Final
 
 import lmdb
 
-from virgo.limits import MOUNT_TABLE_BYTES_MAX
+from virgo.limits import MOUNT_TABLE_BYTES_MAX, PATH_BYTES_MAX
 
 Key = bytes  # a node as the table has it: eight bytes, most significant first
 _NODE: Final = struct.Struct(">Q")
 _KNOWN: Final = struct.Struct("=q")
-_OPEN: Final = struct.Struct("=Iiiiii")
+_OPEN: Final = struct.Struct("=Iiqqqq")
 _TREE_SHIFT: Final = 48
 _SERIAL: Final = b"serial"
 _FIRST_SERIAL: Final = 16  # below stand the directories at the top of a tree
 _READERS_MAX: Final = 512
 TOP_OF_TREE: Final = 1
+PATH_DEPTH_MAX: Final = PATH_BYTES_MAX // 2
 
 
 def top(tree: int) -> int:
@@ -60,7 +62,8 @@ class OpenFile:
     Attributes:
         count: how often.
         backing: the number under which it is passed through, 0 if it is not.
-        reader, writer: process and descriptor that are open for reading, and for writing; (0, 0) for none.
+        reader, writer: what is open for reading, and for writing: process and descriptor on this machine,
+            0 and the cloud's descriptor elsewhere; (0, 0) for none.
     """
 
     count: int
@@ -81,6 +84,7 @@ class Table:
         self._node, self._identity = opened(b"node"), opened(b"identity")
         self._name, self._child = opened(b"name", dupsort=True), opened(b"child")
         self._open, self._serial = opened(b"open"), opened(b"serial")
+        self._seen = opened(b"seen")
 
     def __repr__(self) -> str:
         return f"<Table {self.stats()}>"
@@ -146,6 +150,7 @@ class Table:
         txn.delete(key, db=self._name)
         txn.delete(key, db=self._node)
         txn.delete(key, db=self._open)
+        txn.delete(key, db=self._seen)
 
     # --- names --------------------------------------------------------------------------------
 
@@ -162,6 +167,22 @@ class Table:
         with self._environment.begin() as txn:
             places = self._places(txn, _NODE.pack(node))
         return [(_NODE.unpack_from(place)[0], bytes(place[8:])) for place in places]
+
+    def paths(self, node: int) -> list[bytes]:
+        """Paths below the top of its tree under which the node is known; empty if it has no name any more."""
+        if is_top(node):
+            return [b""]
+        with self._environment.begin() as txn:
+            return self._paths(txn, _NODE.pack(node), PATH_DEPTH_MAX)
+
+    def _paths(self, txn: Any, key: Key, depth: int) -> list[bytes]:
+        found = []
+        for place in self._places(txn, key):
+            if is_top(_NODE.unpack_from(place)[0]):
+                found.append(bytes(place[8:]))
+            elif depth:
+                found += [path + b"/" + place[8:] for path in self._paths(txn, place[:8], depth - 1)]
+        return found
 
     def child(self, parent: int, name: bytes) -> int | None:
         """The node that was last met under a name."""
@@ -232,3 +253,11 @@ class Table:
         else:
             data = _OPEN.pack(file.count, file.backing, *file.reader, *file.writer)
             txn.put(_NODE.pack(node), data, db=self._open)
+
+    def see(self, node: int, version: bytes, txn: Any) -> bool:
+        """The kernel reads this version from now on; whether it did before."""
+        key = _NODE.pack(node)
+        known: bool = txn.get(key, db=self._seen) == version
+        if not known:
+            txn.put(key, version, db=self._seen)
+        return known

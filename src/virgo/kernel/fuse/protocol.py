@@ -196,6 +196,11 @@ def mode_of(packed: bytes) -> int:
     return int(_MODE.unpack_from(packed, _MODE_AT)[0])
 
 
+def version_of(packed: bytes) -> bytes:
+    """What changes in packed attributes when the content does: size and time."""
+    return packed[8:16] + packed[32:40] + packed[52:56]
+
+
 def device_out(device: int) -> int:
     """A device's number in the 32 bits that the protocol has for it."""
     major, minor = os.major(device), os.minor(device)

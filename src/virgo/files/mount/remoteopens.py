@@ -1,0 +1,159 @@
+"""Files of another machine that programs have open: one descriptor of the cloud for all of them, or two.
+
+Close-to-open: who opens a file sees what others had written when they closed it. So each open asks the node
+for the file's attributes, and if they are not those of the last time, the kernel forgets what it had read.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from virgo.errors import BadDescriptor, VirgoError
+from virgo.files.mount import counters
+from virgo.files.mount.far import Far
+from virgo.files.mount.table import OpenFile, Table
+from virgo.kernel.fuse import device
+from virgo.kernel.fuse.protocol import OPEN_OUT, Opened, version_of
+
+_INT = msgspec.msgpack.Decoder(int)
+_OF_THE_CLOUD = 0  # in place of a process
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A file that was just opened: the cloud's descriptor, and the attributes it had then."""
+
+    descriptor: int
+    attributes: bytes
+
+
+class RemoteOpens:
+    """See the module; `OpenFiles` of one tree in one worker.
+
+    Args:
+        mount: descriptor of the mount.
+        far: the node that has the files.
+        counts: see `counters`.
+    """
+
+    def __init__(self, mount: int, table: Table, far: Far, counts: memoryview[int]) -> None:
+        self._mount = mount
+        self._table = table
+        self._far = far
+        self._counts = counts
+
+    def __repr__(self) -> str:
+        return f"<RemoteOpens of {self._far!r}>"
+
+    # --- opening and closing ------------------------------------------------------------------
+
+    def opened(self, node: int, flags: int, handle: Handle) -> bytes:
+        """See `OpenFiles`."""
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        held = (_OF_THE_CLOUD, handle.descriptor)
+        surplus = False
+        with self._table.changing() as txn:
+            file = self._table.opened(node, txn) or OpenFile(0)
+            if writes and not file.writer[1]:
+                file = replace(file, writer=held)
+            elif not writes and not file.reader[1]:
+                file = replace(file, reader=held)
+            else:
+                surplus = True
+            self._table.set_open(node, replace(file, count=file.count + 1), txn)
+            known = self._table.see(node, version_of(handle.attributes), txn)
+        if surplus:
+            self._close(handle.descriptor)
+        if not known:
+            self._counts[counters.INVALIDATIONS] += 1
+            device.invalidate_node(self._mount, node, -1)  # attributes; the content goes with this open
+        self._counts[counters.SERVED] += 1
+        how = Opened.KEEP_CACHE if known else Opened(0)
+        if flags & os.O_APPEND:  # only the node knows where the end is
+            how |= Opened.DIRECT_IO
+        return OPEN_OUT.pack(0, how | (Opened(0) if writes else Opened.NOFLUSH), 0)
+
+    def release(self, node: int) -> None:
+        """See `OpenFiles`."""
+        with self._table.changing() as txn:
+            file = self._table.opened(node, txn)
+            if file is None:
+                return
+            if file.count > 1:
+                self._table.set_open(node, replace(file, count=file.count - 1), txn)
+                return
+            self._table.set_open(node, None, txn)
+        for _, descriptor in (file.reader, file.writer):
+            if descriptor:
+                self._close(descriptor)
+
+    def _close(self, descriptor: int) -> None:
+        try:
+            self._far.execute("VIRGO_CLOSE", descriptor)
+        except BadDescriptor:
+            return
+        except VirgoError:  # the node is away: it closes what nobody uses
+            return
+
+    def may_be_privileged(self, node: int) -> bool:
+        """See `OpenFiles`; every write comes by here."""
+        return True
+
+    def descriptor(self, node: int, *, writes: bool = False) -> int:
+        """The cloud's descriptor of an open file, 0 if it has none of that kind."""
+        file = self._table.opened(node)
+        if file is None:
+            return 0
+        return file.writer[1] if writes else file.reader[1] or file.writer[1]
+
+    def _needed(self, node: int, *, writes: bool) -> int:
+        found = self.descriptor(node, writes=writes)
+        if not found:
+            raise BadDescriptor("the file is not open")
+        return found
+
+    # --- data ---------------------------------------------------------------------------------
+
+    def read(self, node: int, offset: int, size: int) -> bytes:
+        """See `OpenFiles`."""
+        return bytes(self._far.execute("VIRGO_READ", self._readable(node), size, offset))
+
+    def _readable(self, node: int) -> int:
+        """A descriptor to read by; one that only writes is not asked for that."""
+        file = self._table.opened(node)
+        if file is None or not (file.reader[1] or file.writer[1]):
+            raise BadDescriptor("the file is not open")
+        return file.reader[1] or file.writer[1]
+
+    def write(self, node: int, offset: int, data: memoryview, *, append: bool, drop: bool) -> int:
+        """See `OpenFiles`."""
+        descriptor = self._needed(node, writes=True)
+        if drop:
+            self._far.do("DROP_PRIVILEGES", descriptor)
+        if append:
+            self._far.act(_INT, "APPEND", descriptor, bytes(data))
+            return len(data)
+        return int(self._far.execute("VIRGO_WRITE", descriptor, bytes(data), offset))
+
+    def flush(self, node: int) -> None:
+        """See `OpenFiles`; what was written is at its node. What it is like now was our own doing."""
+
+    def sync(self, node: int, *, data_only: bool) -> None:
+        """See `OpenFiles`."""
+        self._far.execute("FILES.SYNC", self._readable(node))
+
+    def allocate(self, node: int, mode: int, offset: int, length: int) -> None:
+        """See `OpenFiles`."""
+        self._far.do("ALLOCATE", self._needed(node, writes=True), mode, offset, length)
+
+    def seek(self, node: int, offset: int, whence: int) -> int:
+        """See `OpenFiles`."""
+        return self._far.act(_INT, "SEEK", self._readable(node), offset, whence)
+
+    def copy(self, node: int, offset: int, target: int, target_offset: int, length: int) -> int:
+        """See `OpenFiles`."""
+        source, sink = self._readable(node), self._needed(target, writes=True)
+        return self._far.act(_INT, "COPY", source, offset, sink, target_offset, length)
