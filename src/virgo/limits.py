@@ -477,3 +477,5 @@ MOUNT_START_S: Final = 10.0
 MOUNT_WORKER_LIFE_S: Final = 1.0
 # What a node that lives may take for one act: its disk may be slow, and who asked can be killed meanwhile.
 MOUNT_ACT_S: Final = 60.0
+# Whether a node that was silent answers again is asked with this deadline, and again after a part of it.
+MOUNT_PROBE_S: Final = 1.0

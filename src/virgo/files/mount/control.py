@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,10 +162,10 @@ def stop(home: Path, place: Path, *, force: bool = False) -> None:
         FileRefused: it is in use.
     """
     record = find(home, place)
-    if record is None and not _left_over(place):
+    if not device.mounted_at(place):
         raise NotRunning(f"nothing of the cloud is mounted on {place}", hint="`virgo mounts` lists them.")
     try:
-        device.unmount(place, busy_too=force or record is None)
+        device.unmount(place, busy_too=force)
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise FileRefused(
@@ -181,7 +182,10 @@ def stop(home: Path, place: Path, *, force: bool = False) -> None:
             with contextlib.suppress(VirgoError):
                 mark.signal(signal.SIGTERM)
         _await_end(mark)
-    record_path(home, place).unlink(missing_ok=True)
+    left = read_record(record_path(home, place))
+    if left is not None:  # who looked after it was killed, and could not tidy up
+        shutil.rmtree(left["state_directory"], ignore_errors=True)
+        record_path(home, place).unlink(missing_ok=True)
 
 
 def _await_end(mark: ProcessMark) -> None:
@@ -189,12 +193,3 @@ def _await_end(mark: ProcessMark) -> None:
     while mark.alive() and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     terminate(mark, 0.0)
-
-
-def _left_over(place: Path) -> bool:
-    """Whether a mount is there whose processes are gone."""
-    try:
-        os.stat(place)  # noqa: PTH116 - its error is what is looked at
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False

@@ -1,7 +1,7 @@
 """READDIR and READDIRPLUS: what a directory holds, as much of it as the kernel has room for.
 
-At the top of the mount stand the nodes; at the top of a node its exports come after its own entries, and hide
-what has their names.
+At the top of the mount stand the nodes; at the top of a node its exports come before its own entries, and
+hide what has their names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from virgo.kernel.fuse import protocol
 from virgo.kernel.fuse.protocol import Operation
 from virgo.kernel.fuse.serving import Handler, Request
 
-_EXPORTS_AT: Final = 1 << 62  # offsets of entries from here on are of exports
 _PLUS_BYTES: Final = protocol.ENTRY_OUT.size + protocol.ATTRIBUTES.size
 _DOTS: Final = (b".", b"..")
 _DIRECTORY: Final = stat.S_IFDIR >> 12
@@ -48,36 +47,42 @@ class Listing:
     def _read(self, request: Request, *, plus: bool) -> bytes:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(request.body)
         if request.node == protocol.ROOT:
-            return self._tops(dict.fromkeys(_DOTS, 0) | self._shown.nodes, 0, offset, size, plus=plus)
+            return self._tops(offset, size, plus=plus)
         tree = self._shown.tree(request.node)
         exports = self._shown.exports[tree.number] if is_top(request.node) else {}
-        if offset < _EXPORTS_AT:
-            listed = self._own(tree, request, offset, size, exports, plus=plus)
-            if listed or not exports:
-                return listed
-            offset = _EXPORTS_AT
-        return self._tops(exports, _EXPORTS_AT, offset - _EXPORTS_AT, size, plus=plus)
+        return self._own(tree, request, offset, size, exports, plus=plus)
 
     def _own(
-        self, tree: Tree, request: Request, offset: int, size: int, hidden: dict[bytes, int], *, plus: bool
+        self, tree: Tree, request: Request, offset: int, size: int, exports: dict[bytes, int], *, plus: bool
     ) -> bytes:
-        """Entries of a real directory, as many as fit; empty at its end."""
+        """Entries of a real directory, as many as fit; empty at its end.
+
+        Any number may be the offset of a real entry, so exports have none of their own: all of them come with
+        the first entries, and whoever goes on from there goes on behind "." of the directory itself.
+        """
         chosen: list[Entry] = []
-        used = 0
-        while not chosen:  # unless all that was read is hidden
+        if exports and not offset:
+            dot = tree.entries(request.node, 0, 0, plus=False)[0]
+            shown = [Entry(name, top(number), _DIRECTORY, dot.behind) for name, number in exports.items()]
+            chosen, offset = [dot, *shown], dot.behind
+        used = sum(_length(entry.name, plus=plus) for entry in chosen)
+        while True:
             read = tree.entries(request.node, offset, size // 4 if plus else size, plus=plus)
-            if not read:
-                return b""
             for entry in read:
                 offset = entry.behind
-                if entry.name not in hidden:
-                    used += _length(entry.name, plus=plus)
-                    if used > size:
-                        break
-                    chosen.append(entry)
+                if entry.name in exports:  # hidden by one
+                    continue
+                used += _length(entry.name, plus=plus)
+                if used > size:
+                    return self._packed(request, chosen, plus=plus)
+                chosen.append(entry)
+            if chosen or not read:
+                return self._packed(request, chosen, plus=plus)
+
+    def _packed(self, request: Request, entries: list[Entry], *, plus: bool) -> bytes:
         if plus:
-            return self._with_attributes(request, chosen)
-        return b"".join([_dirent(request.node, entry) for entry in chosen])
+            return self._with_attributes(request, entries)
+        return b"".join([_dirent(request.node, entry) for entry in entries])
 
     def _with_attributes(self, request: Request, entries: list[Entry]) -> bytes:
         table = self._shown.table
@@ -94,13 +99,14 @@ class Listing:
             parts.append(_dirent(request.node, entry))
         return b"".join(parts)
 
-    def _tops(self, tops: dict[bytes, int], base: int, offset: int, size: int, *, plus: bool) -> bytes:
-        """Directories that are tops of trees, by name; `plus` says nothing of them, so they are looked up."""
+    def _tops(self, offset: int, size: int, *, plus: bool) -> bytes:
+        """The nodes, by name; `plus` says nothing of them, so they are looked up."""
+        tops = dict.fromkeys(_DOTS, 0) | self._shown.nodes
         listed = b""
         for index, (name, tree) in enumerate(sorted(tops.items())[offset:], offset + 1):
             node = top(tree) if tree else protocol.ROOT
             part = bytes(_PLUS_BYTES) if plus else b""
-            part += protocol.DIRENT.pack(node, base + index, len(name), _DIRECTORY) + name + _padding(name)
+            part += protocol.DIRENT.pack(node, index, len(name), _DIRECTORY) + name + _padding(name)
             if len(listed) + len(part) > size:
                 break
             listed += part

@@ -26,7 +26,7 @@ import msgspec
 from virgo import config as configuration
 from virgo.errors import FileRefused
 from virgo.files.mount import counters
-from virgo.files.mount.far import Far
+from virgo.files.mount.far import Far, FarNode
 from virgo.files.mount.filesystem import WANTED, FileSystem
 from virgo.files.mount.local import LocalTree
 from virgo.files.mount.opens import LocalOpens
@@ -186,11 +186,11 @@ class Keeper:
         os.close(self._device)
         counts = counters.row(self._state / "counters", row)
         table, passes = Table(self._state), Can.PASSTHROUGH in self._can
-        clients = {name: Client(address, tls=self._tls) for name, address in self._peers.items()}
+        nodes = {name: FarNode(name, Client(address, tls=self._tls)) for name, address in self._peers.items()}
         trees: list[Tree] = []
         for number, root in enumerate(self._options.roots, 1):
-            if root.node in clients:
-                far = Far(clients[root.node], root.name)
+            if root.node in nodes:
+                far = Far(nodes[root.node], root.name)
                 remote = RemoteOpens(own, table, far, counts)
                 trees.append(RemoteTree(number, root, table, far, remote))
             else:
@@ -242,18 +242,27 @@ def check_place(place: Path) -> None:
     Raises:
         FileRefused: something else is there.
     """
+    if device.mounted_at(place):
+        _clear(place)
     try:
         place.mkdir(parents=True, exist_ok=True)
         with os.scandir(place) as entries:
             used = next(entries, None) is not None
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            device.unmount(place, busy_too=True)
-            return
         raise FileRefused(
             f"{place} cannot be mounted on: {error.strerror}", hint="Name an empty directory, or a new one."
         ) from error
-    if place.is_mount():
-        raise FileRefused(f"{place} is mounted already", hint=f"`virgo umount {place}` takes it away.")
     if used:
         raise FileRefused(f"{place} is not empty", hint="Name an empty directory, or a new one.")
+
+
+def _clear(place: Path) -> None:
+    """Take a mount away whose processes are gone. Raises FileRefused if it answers."""
+    try:
+        place.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            device.unmount(place, busy_too=True)
+            return
+        log.warning("%s answers with %s", place, error.strerror)
+    raise FileRefused(f"{place} is mounted already", hint=f"`virgo umount {place}` takes it away.")
