@@ -386,6 +386,8 @@ FILE_CACHED_READ_BYTES_MAX: Final = 1 * MiB
 FILE_CHUNK_BYTES: Final = 4 * MiB
 # Pieces that a client has on the way at once.
 FILE_CHUNKS_AHEAD: Final = 4
+# Parts of files that are read at once by who wants many.
+FILE_RANGES_AT_ONCE: Final = 8
 # Buffer of a file object: one trip to a remote node per MiB.
 FILE_BUFFER_BYTES: Final = 1 * MiB
 # Threads of one node that wait for disks.

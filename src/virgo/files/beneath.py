@@ -174,6 +174,8 @@ def remove(root: int, path: str) -> None:
 def make_directory(root: int, path: str) -> None:
     """Make a directory, and those above it that are absent."""
     above = path.rpartition("/")[0]
+    if not path:
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     if above:
         make_directories(root, above)
     with parent_of(root, path) as (parent, name):

@@ -6,6 +6,7 @@ their places), and returns the outcome. The blocking and the asyncio client diff
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import msgspec
 from virgo.errors import DiskFull, VirgoError, WrongType
 from virgo.files import core
 from virgo.limits import FILE_BUFFER_BYTES, FILE_CHUNK_BYTES, FILE_CHUNKS_AHEAD, NODE_LOST_S
-from virgo.wire.call import AsyncRunner, Call, Runner, as_nothing, whole
+from virgo.wire.call import AsyncRunner, Call, Runner, as_nothing, as_text, whole
 
 T = TypeVar("T")
 AnyPath = str | os.PathLike[str]
@@ -120,6 +121,11 @@ def listing(path: AnyPath) -> Call[list[FileStatus]]:
 def change(operation: str, *paths: AnyPath) -> Call[None]:
     """REMOVE, MKDIR or RENAME."""
     return Call((f"FILES.{operation}", *map(plain, paths)), as_nothing)
+
+
+def digest(descriptor: int, algorithm: str) -> Call[str]:
+    """A checksum of an open file, in hexadecimal digits."""
+    return Call(("FILES.DIGEST", descriptor, algorithm), as_text, math.inf)
 
 
 def stats() -> Call[dict[str, Any]]:

@@ -11,9 +11,10 @@ the same time Python's: a missing file is a `FileNotFoundError`, a path that lea
 from __future__ import annotations
 
 import shutil
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from virgo.errors import FileMissing, FileThere
 from virgo.files import calls
@@ -21,6 +22,9 @@ from virgo.files.calls import AnyPath, Content, FileStatus, drive
 from virgo.files.stream import RemoteFile, open_stream
 from virgo.limits import FILE_CHUNK_BYTES
 from virgo.wire.call import Runner
+
+if TYPE_CHECKING:
+    from virgo.files.fs import VirgoFileSystem
 
 
 class FilesClient:
@@ -31,6 +35,13 @@ class FilesClient:
 
     def __repr__(self) -> str:
         return f"<FilesClient {self._runner!r}>"
+
+    @cached_property
+    def fs(self) -> VirgoFileSystem:
+        """The same files by fsspec: `glob`, `walk`, `cp`, `rm`, parts of files, transactions."""
+        from virgo.files.fs import VirgoFileSystem
+
+        return VirgoFileSystem(self._runner, skip_instance_cache=True)
 
     # --- file objects -------------------------------------------------------------------------
 

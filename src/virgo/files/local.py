@@ -16,13 +16,13 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from virgo.errors import BadDescriptor, FileMissing, FileRefused, TooLarge
+from virgo.errors import BadArgument, BadDescriptor, FileMissing, FileRefused, TooLarge
 from virgo.files import beneath, core
 from virgo.files.core import Mode, Spot
 from virgo.files.descriptors import DescriptorTable
 from virgo.files.faults import translating
 from virgo.files.journal import Entry, entry
-from virgo.limits import FILE_CACHED_READ_BYTES_MAX, LISTING_ENTRIES_MAX
+from virgo.limits import FILE_CACHED_READ_BYTES_MAX, FILE_CHUNK_BYTES, LISTING_ENTRIES_MAX
 from virgo.wire.resp import INTEGER_MAX
 
 
@@ -213,6 +213,22 @@ class LocalFiles:
                 live.named = True
                 self._sync_names(Spot(live.entry.root, live.entry.path))
         self.syncs += 1
+
+    def digest(self, descriptor: int, algorithm: str) -> str:
+        """A checksum of the whole file. Raises BadArgument."""
+        if algorithm not in hashlib.algorithms_guaranteed or algorithm.startswith("shake"):
+            raise BadArgument(
+                f"{algorithm[:40]!r} is no checksum that is known here",
+                hint="sha256, sha1, md5, blake2b and others of Python's hashlib.",
+            )
+        found = hashlib.new(algorithm, usedforsecurity=False)
+        with translating(f"read {descriptor}"), self.table.use(descriptor) as live:
+            _check_readable(live.entry, descriptor)
+            position = 0
+            while piece := os.pread(live.descriptor, FILE_CHUNK_BYTES, position):
+                found.update(piece)
+                position += len(piece)
+        return found.hexdigest()
 
     def descriptor_status(self, descriptor: int) -> dict[str, Any]:
         """The status of an open file."""

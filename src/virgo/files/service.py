@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +178,15 @@ class FilesModule:
                 usage="descriptor",
                 summary="status of an open file, as JSON",
             ),
+            Command(
+                "FILES.DIGEST",
+                self._digest,
+                "read",
+                2,
+                2,
+                usage="descriptor algorithm",
+                summary="checksum of an open file, by an algorithm of Python's hashlib",
+            ),
             self._path_command("FILES.STAT", "read", "path", "status of a path, as JSON"),
             self._path_command("FILES.LIST", "read", "path", "entries of a directory, as a JSON array"),
             self._path_command("FILES.REMOVE", "write", "path", "remove a file or an empty directory"),
@@ -283,6 +293,12 @@ class FilesModule:
     async def _descriptor_status(self, _session: Session, request: list[bytes]) -> Any:
         return await self._on_descriptor(request, lambda files: files.descriptor_status)
 
+    async def _digest(self, _session: Session, request: list[bytes]) -> Any:
+        descriptor, algorithm = _descriptor(request[1]), args.text(request[2], "algorithm")
+        if node_of(descriptor) != self._node.number:
+            return await self._forward(descriptor, *request, timeout_s=math.inf)
+        return (await self._run(self._files.digest, descriptor, algorithm)).encode()
+
     async def _on_descriptor(
         self, request: list[bytes], method: Callable[[LocalFiles], Callable[..., Any]], *rest: int
     ) -> Any:
@@ -294,13 +310,15 @@ class FilesModule:
         result = await self._run(method(self._files), descriptor, *rest)
         return OK if result is None else msgspec.json.encode(result)
 
-    async def _forward(self, descriptor: int, *request: bytes | str | int) -> Any:
+    async def _forward(
+        self, descriptor: int, *request: bytes | str | int, timeout_s: float | None = None
+    ) -> Any:
         number = node_of(descriptor)
         if not 0 < number <= NODES_MAX:
             raise BadDescriptor(f"no file is open as {descriptor}")
         self._forwarded += 1
         try:
-            return await self._node.call(number, *request)
+            return await self._node.call(number, *request, timeout_s=timeout_s)
         except NoNode:
             raise BadDescriptor(f"no file is open as {descriptor}: no node has its number") from None
 

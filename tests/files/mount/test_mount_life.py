@@ -17,7 +17,8 @@ from tests.files.mount.conftest import Mounted, mounted
 from tests.files.mount.test_mount_posix import opened, refused
 from tests.waiting import until
 
-from virgo.errors import FileRefused, NotRunning
+from virgo import config as configuration
+from virgo.errors import BadConfig, FileRefused, NotRunning
 from virgo.files.mount import control
 from virgo.kernel.process import ProcessMark
 
@@ -220,16 +221,14 @@ def test_whoever_looks_after_it_may_be_killed(shaky: Mounted) -> None:
     (shaky.place / "n1" / "file").write_text("goes on")
     control.stop(shaky.cloud.home, shaky.place)
     assert not shaky.place.is_mount()
-    mark = control.start(shaky.cloud.home, control.Options(str(shaky.place), _roots(shaky)))
+    mark = control.start(shaky.cloud.home, control.Options(str(shaky.place), _roots_of(shaky.cloud)))
     assert mark.place == str(shaky.place)
     assert (shaky.place / "n1" / "file").read_text() == "goes on"
 
 
-def _roots(mount: Mounted) -> list[control.Root]:
-    from virgo import config
-
-    with mount.cloud.connect() as cloud:
-        return control.survey(cloud.client, config.load({"VIRGO_HOME": str(mount.cloud.home)}))[0]
+def _roots_of(running: RunningCloud) -> list[control.Root]:
+    with running.connect() as cloud:
+        return control.survey(cloud.client, configuration.load({"VIRGO_HOME": str(running.home)}))[0]
 
 
 def test_what_a_crash_left_is_mounted_over(shaky: Mounted) -> None:
@@ -249,6 +248,18 @@ def test_what_a_crash_left_is_mounted_over(shaky: Mounted) -> None:
 def test_mounted_listed_and_taken_away_by_verbs(shaken: RunningCloud, tmp_path: Path) -> None:
     """`virgo mount`, `mounts` and `umount`, with what they say when they cannot."""
     place = tmp_path / "cloud"
+    try:
+        _verbs(shaken, place)
+    finally:
+        if place.is_mount():
+            control.stop(shaken.home, place, force=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    full = virgo(shaken, "mount", str(tmp_path / "full"))
+    assert full.returncode != 0 and "not empty" in full.stderr
+
+
+def _verbs(shaken: RunningCloud, place: Path) -> None:
     said = virgo(shaken, "mount", str(place))
     assert said.returncode == 0 and f"{place} shows n1, n2" in said.stdout
     assert str(place) in virgo(shaken, "mounts").stdout
@@ -261,10 +272,6 @@ def test_mounted_listed_and_taken_away_by_verbs(shaken: RunningCloud, tmp_path: 
     assert not place.is_mount() and place.is_dir()
     nothing = virgo(shaken, "umount", str(place))
     assert nothing.returncode != 0 and "nothing of the cloud is mounted" in nothing.stderr
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    full = virgo(shaken, "mount", str(tmp_path / "full"))
-    assert full.returncode != 0 and "not empty" in full.stderr
 
 
 def test_unmounting_ends_every_process_and_leaves_nothing(shaken: RunningCloud) -> None:
@@ -296,3 +303,12 @@ def test_it_is_refused_where_something_is(shaken: RunningCloud, tmp_path: Path) 
     with pytest.raises(FileRefused, match="cannot be mounted on"):
         control.start(shaken.home, control.Options(str(tmp_path / "file"), []))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_mount_that_cannot_begin_says_why_and_leaves_nothing(shaken: RunningCloud, tmp_path: Path) -> None:
+    """A way to another machine without certificates is told as such; the directory is as before."""
+    place = tmp_path / "cloud"
+    options = control.Options(str(place), _roots_of(shaken), peers={"n2": "tls:127.0.0.1:1"})
+    with pytest.raises(BadConfig, match=r"node\.crt"):
+        control.start(shaken.home, options)
+    assert not place.is_mount() and list(place.iterdir()) == []

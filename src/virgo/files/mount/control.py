@@ -162,7 +162,7 @@ def stop(home: Path, place: Path, *, force: bool = False) -> None:
         FileRefused: it is in use.
     """
     record = find(home, place)
-    if not device.mounted_at(place):
+    if device.mounted_at(place) is None:
         raise NotRunning(f"nothing of the cloud is mounted on {place}", hint="`virgo mounts` lists them.")
     try:
         device.unmount(place, busy_too=force)

@@ -28,20 +28,27 @@ class FarNode:
     Args:
         name: the node's.
         client: of the node itself: nothing goes by way of another.
+        silent: one number in memory that all workers share: until when (CLOCK_MONOTONIC) it counts as silent.
     """
 
-    def __init__(self, name: str, client: Client) -> None:
+    def __init__(self, name: str, client: Client, silent: memoryview[float]) -> None:
         self._name = name
         self._client = client
-        self._silent = False
+        self._silent = silent
         self._lock = threading.Lock()
+        self._asking = False
 
     def __repr__(self) -> str:
-        return f"<FarNode {self._name} at {self._client.address}{', silent' if self._silent else ''}>"
+        return f"<FarNode {self._name} at {self._client.address}{', silent' if self.silent else ''}>"
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is known not to answer."""
+        return self._silent[0] > time.monotonic()
 
     def execute(self, *request: Argument) -> Any:
         """Run a command. Raises NodeLost as soon as the node is seen not to live, NotRunning."""
-        if self._silent:
+        if self.silent:
             raise NodeLost(f"{request[0]!s}: node {self._name} does not answer")
         try:
             return self._client.execute(*request, timeout_s=MOUNT_ACT_S)
@@ -52,18 +59,22 @@ class FarNode:
     def _ask(self) -> None:
         """Ask in the background whether it lives, unless somebody does."""
         with self._lock:
-            if self._silent:
+            if self._asking or self.silent:
                 return
-            self._silent = True
+            self._asking = True
+            self._silent[0] = time.monotonic() + 2 * MOUNT_PROBE_S
         threading.Thread(target=self._until_it_answers, name=f"ask {self._name}", daemon=True).start()
 
     def _until_it_answers(self) -> None:
-        while self._silent:
+        while self._asking:
             try:
                 self._client.execute("PING", timeout_s=MOUNT_PROBE_S)
-                self._silent = False
             except VirgoError:
+                self._silent[0] = time.monotonic() + 2 * MOUNT_PROBE_S
                 time.sleep(MOUNT_PROBE_S / 4)
+            else:
+                self._silent[0] = 0.0
+                self._asking = False
 
 
 class Far:

@@ -80,7 +80,6 @@ class Record(msgspec.Struct, frozen=True):
     passes: bool
     workers: int
     state_directory: str
-    device: int
 
 
 class Keeper:
@@ -122,6 +121,7 @@ class Keeper:
         counters.create(self._state / "counters")
         self._counts = counters.row(self._state / "counters", MOUNT_WORKERS_MAX)
         self._device = device.mount(self._place, shared=self._options.shared)
+        self._minor = device.mounted_at(self._place) or 0
         try:
             wanted = WANTED if self._options.passes else WANTED & ~Can.PASSTHROUGH
             self._can = serving.greet(self._device, wanted)
@@ -160,7 +160,6 @@ class Keeper:
             passes=passes,
             workers=workers,
             state_directory=str(self._state),
-            device=self._place.stat().st_dev,
         )
         write_record(self._record, record)
 
@@ -186,7 +185,11 @@ class Keeper:
         os.close(self._device)
         counts = counters.row(self._state / "counters", row)
         table, passes = Table(self._state), Can.PASSTHROUGH in self._can
-        nodes = {name: FarNode(name, Client(address, tls=self._tls)) for name, address in self._peers.items()}
+        silences = counters.silences(self._state / "counters")
+        nodes = {
+            name: FarNode(name, Client(self._peers[name], tls=self._tls), silences[index : index + 1])
+            for index, name in enumerate(sorted(self._peers))
+        }
         trees: list[Tree] = []
         for number, root in enumerate(self._options.roots, 1):
             if root.node in nodes:
@@ -227,13 +230,9 @@ class Keeper:
         self._unmounting = True
         with contextlib.suppress(OSError):  # somebody was faster
             device.unmount(self._place, busy_too=True)
-        device.abort(self._device_number())
+        device.abort(self._minor)
         for pid in self._workers:
             os.kill(pid, signal.SIGTERM)
-
-    def _device_number(self) -> int:
-        record = msgspec.json.decode(self._record.read_bytes(), type=Record)
-        return record.device
 
 
 def check_place(place: Path) -> None:
@@ -242,7 +241,7 @@ def check_place(place: Path) -> None:
     Raises:
         FileRefused: something else is there.
     """
-    if device.mounted_at(place):
+    if device.mounted_at(place) is not None:
         _clear(place)
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -259,7 +258,7 @@ def check_place(place: Path) -> None:
 def _clear(place: Path) -> None:
     """Take a mount away whose processes are gone. Raises FileRefused if it answers."""
     try:
-        place.stat()
+        os.statvfs(place)  # asked of those who serve it: of its attributes the kernel remembers some
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             device.unmount(place, busy_too=True)

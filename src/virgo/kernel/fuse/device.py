@@ -115,19 +115,19 @@ def unmount(place: Path, *, busy_too: bool = False) -> None:
             raise OSError(code, done.stderr.strip(), str(place))
 
 
-def mounted_at(place: Path) -> bool:
-    """Whether a mount of ours is there, whoever serves it; looked up without asking it."""
-    wanted = (
-        str(place).replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
-    )
-    found = ""
-    for line in (
-        Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    ):
+def mounted_at(place: Path) -> int | None:
+    """Number of the mount of ours that is there, whoever serves it; looked up without asking that."""
+    wanted = str(place)
+    for plain, quoted in (("\\", "\\134"), (" ", "\\040"), ("\t", "\\011"), ("\n", "\\012")):
+        wanted = wanted.replace(plain, quoted)
+    number = None
+    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    for line in text.splitlines():
         fields = line.split()
-        if fields[4] == wanted:
-            found = fields[fields.index("-") + 1]  # the last of several lies on top
-    return found == SUBTYPE
+        if fields[4] == wanted:  # the last of several lies on top
+            ours = fields[fields.index("-") + 1] == SUBTYPE
+            number = int(fields[2].partition(":")[2]) if ours else None
+    return number
 
 
 def clone(device: int) -> int:
@@ -141,10 +141,10 @@ def clone(device: int) -> int:
     return further
 
 
-def abort(device_number: int) -> None:
-    """End the connection of the mount whose files have this `st_dev`: whoever waits for it gets an error."""
+def abort(number: int) -> None:
+    """End the connection of a mount, see `mounted_at`: whoever waits for an answer gets an error."""
     with contextlib.suppress(FileNotFoundError):
-        Path(f"/sys/fs/fuse/connections/{os.minor(device_number)}/abort").write_text("1", encoding="ascii")
+        Path(f"/sys/fs/fuse/connections/{number}/abort").write_text("1", encoding="ascii")
 
 
 def backing_open(device: int, descriptor: int) -> int:

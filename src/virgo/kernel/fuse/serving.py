@@ -144,9 +144,10 @@ class Server:
                 if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):  # whoever asked has gone
                     continue
                 raise
-            self._answer(view[:size])
+            self.answer(view[:size])
 
-    def _answer(self, message: memoryview) -> None:
+    def answer(self, message: memoryview) -> None:
+        """Answer one message of the kernel."""
         _, operation, unique, node, uid, gid, pid, _, _ = IN_HEADER.unpack_from(message)
         handler = self._handlers[operation] if operation < OPERATIONS else None
         self.counts[operation if operation < OPERATIONS else 0] += 1
