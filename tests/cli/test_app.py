@@ -17,7 +17,8 @@ from virgo.cli.up import as_environment, node_names
 from virgo.errors import BadArgument
 
 CLOUD = ("up", "down", "status", "nodes", "modules")
-WORK = ("call", "malloc", "set", "get", "free", "ls", "cat", "put", "rm")
+WORK = ("call", "malloc", "set", "get", "free", "ls", "cat", "put", "rm", "cp", "tree", "stat", "df")
+WORK = (*WORK, "mount", "umount", "mounts")
 CARE = ("doctor", "demo", "version", "systemd-unit", "ca", "token")
 VERBS = (*CLOUD, *WORK, *CARE)
 
@@ -148,7 +149,7 @@ def complete(words: str, home: Path) -> list[str]:
 
 def test_the_shell_completes_verbs_and_is_silent_without_a_cloud(tmp_path: Path) -> None:
     """Verbs are completed; where names would come from a cloud that does not run, there are none."""
-    assert complete("virgo st", tmp_path) == ["status"]
+    assert complete("virgo stat", tmp_path) == ["status", "stat"]
     assert complete("virgo ca i", tmp_path) == ["init", "issue"]
     assert complete("virgo modules --node ", tmp_path) == []
 

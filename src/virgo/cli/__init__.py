@@ -11,6 +11,8 @@
     cloud       virgo down, status, nodes, modules
     data        virgo malloc, set, get, free
     files       virgo ls, cat, put, rm
+    trees       virgo cp, tree, stat, df
+    mount       virgo mount, umount, mounts
     call        virgo call
     remote      virgo run
     tasks       virgo ps, logs

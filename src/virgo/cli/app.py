@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from virgo.cli import call, cloud, data, failures, files, mount, output, remote, tasks, tools, up
+from virgo.cli import call, cloud, data, failures, files, mount, output, remote, tasks, tools, trees, up
 from virgo.cli.deferred import deferred
 from virgo.cli.options import CARE, WORK, Home
 
@@ -83,7 +83,7 @@ def _all(
         typer.echo(context.get_help())
 
 
-for _verbs in (up, cloud, call, remote, tasks, data, files, mount, tools):
+for _verbs in (up, cloud, call, remote, tasks, data, files, trees, mount, tools):
     app.add_typer(_verbs.app)
 app.add_typer(
     deferred("virgo.cli.memory", "The memory pool: its nodes and namespaces.", alone="show"),

@@ -65,14 +65,27 @@ def set_region(
 
 @app.command("get", rich_help_panel=WORK)
 def get_region(
-    identifier: Id,
+    identifier: Annotated[
+        str, typer.Argument(metavar="ID|PATH", help="Id of a region, or path of a file (it has a slash).")
+    ],
+    local: Annotated[
+        str,
+        typer.Argument(
+            metavar="LOCAL", help="Of a file: where to; its name here if not given, - for output."
+        ),
+    ] = "",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file.")
     ] = None,
     as_json: Json = False,
     _home: Home = None,
 ) -> None:
-    """Print what a region holds."""
+    """Print a region, or copy a file of the cloud here."""
+    if "/" in identifier:
+        from virgo.cli.trees import fetch
+
+        fetch(identifier, str(output or "") or local or Path(identifier).name, as_json=as_json)
+        return
     number = parse_id(identifier)
     with connected() as cloud:
         content: bytes = cloud.client.execute("VIRGO_GET", number)
