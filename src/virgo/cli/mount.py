@@ -53,7 +53,7 @@ def mount(
     if as_json:
         render.print_json(msgspec.to_builtins(record))
         return
-    render.say(f"{place} shows {', '.join(record.nodes)}")
+    render.say(f"{place} shows {', '.join(record.nodes)} and the pool")
     if not record.passes:
         render.note("Data goes through the server: to pass files through takes CAP_SYS_ADMIN and Linux 6.9.")
     render.note(f"`virgo umount {place}` takes it away.")

@@ -87,6 +87,14 @@ class Client(Pool[Connection]):
 
     def run(self, call: Call[T]) -> T:
         """Send, wait, decode. Raises what the node answered, NotRunning, NodeLost, DeadlineExceeded."""
+        return result(call, self.exchange(call))
+
+    def exchange(self, call: Call[Any]) -> Any:
+        """Send and wait; the reply as it came, so that an error is seen to be the node's (see `failure`).
+
+        Raises:
+            NotRunning, NodeLost, DeadlineExceeded: there was no reply.
+        """
         timeout_s = self._limit((call,))
         connection = self.take()
         try:
@@ -96,7 +104,7 @@ class Client(Pool[Connection]):
             connection.close()
             raise
         self.give(connection)
-        return result(call, reply)
+        return reply
 
     def run_many(self, calls: list[Call[T]]) -> list[T | Exception]:
         """Send all on one connection at once; failures take their place in the list."""

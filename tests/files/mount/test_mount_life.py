@@ -18,7 +18,7 @@ from tests.files.mount.test_mount_posix import opened, refused
 from tests.waiting import until
 
 from virgo import config as configuration
-from virgo.errors import BadConfig, FileRefused, NotRunning
+from virgo.errors import BadConfig, FileRefused, NotRunning, VirgoError
 from virgo.files.mount import control
 from virgo.kernel.process import ProcessMark
 
@@ -26,10 +26,25 @@ BOUND_S = 5.0  # within which whoever asks a lost node is told
 
 
 @pytest.fixture(scope="module")
-def shaken(can_mount: None) -> Iterator[RunningCloud]:
-    """A cloud of two nodes that may be stopped and killed."""
+def two_nodes(can_mount: None) -> Iterator[RunningCloud]:
+    """A cloud of two nodes."""
     with a_cloud(2) as cloud:
         yield cloud
+
+
+@pytest.fixture
+def shaken(two_nodes: RunningCloud) -> RunningCloud:
+    """The nodes may be stopped and killed; here they serve again, whatever was done to them before."""
+    until(lambda: all(_serves(two_nodes, name) for name in two_nodes.names))
+    return two_nodes
+
+
+def _serves(running: RunningCloud, name: str) -> bool:
+    try:
+        with running.connect(name) as cloud:
+            return len(cloud.files.ls("/")) == 3
+    except VirgoError:
+        return False
 
 
 @pytest.fixture
@@ -55,7 +70,7 @@ def virgo(cloud: RunningCloud, *words: str) -> subprocess.CompletedProcess[str]:
 def test_nodes_and_exports_stand_where_paths_say(mount: Mounted, new_name: Callable[[], str]) -> None:
     """`/NODE/EXPORT/...` and `/NODE/...` lead to the same files as everywhere else in the cloud."""
     name = new_name()
-    assert sorted(path.name for path in mount.place.iterdir()) == ["n1", "n2"]
+    assert sorted(path.name for path in mount.place.iterdir()) == ["n1", "n2", "pool"]
     assert {"data", "fixed"} <= {path.name for path in (mount.place / "n1").iterdir()}
     (mount.place / "n1" / "data" / name).write_text("by the kernel")
     with mount.cloud.connect("n2") as cloud:
@@ -308,7 +323,78 @@ def test_it_is_refused_where_something_is(shaken: RunningCloud, tmp_path: Path) 
 def test_a_mount_that_cannot_begin_says_why_and_leaves_nothing(shaken: RunningCloud, tmp_path: Path) -> None:
     """A way to another machine without certificates is told as such; the directory is as before."""
     place = tmp_path / "cloud"
-    options = control.Options(str(place), _roots_of(shaken), peers={"n2": "tls:127.0.0.1:1"})
+    options = control.Options(
+        str(place), _roots_of(shaken), peers=[control.Peer("n2", 2, "tls:127.0.0.1:1", True)]
+    )
     with pytest.raises(BadConfig, match=r"node\.crt"):
         control.start(shaken.home, options)
     assert not place.is_mount() and list(place.iterdir()) == []
+
+
+# --- the pool -------------------------------------------------------------------------------------
+
+
+def test_the_pool_is_one_tree_over_all_nodes(mount: Mounted, new_name: Callable[[], str]) -> None:
+    """Files are made, read, renamed and removed below `/pool`, wherever the cloud has placed them."""
+    top = mount.place / "pool" / new_name()
+    (top / "sub").mkdir(parents=True)
+    (top / "sub" / "file").write_bytes(b"placed" * 50_000)
+    with mount.cloud.connect("n2") as cloud:
+        path = f"/pool/{top.name}/sub/file"
+        assert cloud.files.read_bytes(path) == b"placed" * 50_000
+        where = cloud.files.stat(path).node
+        cloud.files.write_text(f"/pool/{top.name}/other", "by the wire")
+    assert (mount.cloud.home / "nodes" / where / "files-pool" / top.name / "sub" / "file").exists()
+    assert (top / "other").read_text() == "by the wire"
+    assert sorted(entry.name for entry in top.iterdir()) == ["other", "sub"]
+    (top / "other").rename(top / "sub" / "renamed")
+    with (top / "sub" / "renamed").open("a+b") as file:
+        file.write(b", and more")
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        assert file.read() == b"by the wire, and more"
+        (top / "sub" / "renamed").unlink()
+        file.seek(3)
+        assert file.read(3) == b"the"
+    (top / "sub" / "file").chmod(0o600)
+    assert (top / "sub" / "file").stat().st_mode & 0o777 == 0o600
+    with refused(errno.ENOTEMPTY):
+        (top / "sub").rmdir()
+    with refused(errno.EOPNOTSUPP):
+        (top / "link").symlink_to("file")
+    with refused(errno.EXDEV):
+        (top / "sub").rename(top / "moved")
+    subprocess.run(["mv", top / "sub", top / "moved"], check=True)
+    assert (top / "moved" / "file").read_bytes() == b"placed" * 50_000
+    subprocess.run(["rm", "-r", top], check=True)
+    assert not top.exists()
+
+
+def test_a_file_of_the_pool_on_a_lost_node_is_host_down(shaken: RunningCloud) -> None:
+    """And not a file that is not there; files on other nodes go on."""
+    with mounted(shaken) as mount:
+        pool = mount.place / "pool"
+        for node in ("n1", "n2"):
+            with mount.cloud.connect(node) as cloud:
+                cloud.files.write_text(f"/pool/on-{node}", node)
+                assert cloud.files.stat(f"/pool/on-{node}").node == node
+        pid = shaken.node("n2")["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(1.1)
+            begun = time.monotonic()
+            with refused(errno.EHOSTDOWN):
+                (pool / "on-n2").read_text()
+            assert time.monotonic() - begun < BOUND_S
+            assert (pool / "on-n1").read_text() == "n1"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        until(lambda: _reads(pool / "on-n2", "n2"))
+
+
+def _reads(path: Path, content: str) -> bool:
+    try:
+        return path.read_text() == content
+    except OSError:
+        return False

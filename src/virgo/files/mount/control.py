@@ -19,7 +19,7 @@ import msgspec
 from virgo.config import Config
 from virgo.errors import FileRefused, NodeLost, NotRunning, VirgoError, from_line
 from virgo.files.mount import counters
-from virgo.files.mount.process import Keeper, Options, Record, check_place
+from virgo.files.mount.process import Keeper, Options, Peer, Record, check_place
 from virgo.files.roots import Root
 from virgo.home import log_file, read_record
 from virgo.kernel.fuse import device
@@ -36,10 +36,8 @@ TELL: Final = "VIRGO_MOUNT_TELL"  # descriptor to which a failed start says why
 _POLL_S: Final = 0.02
 
 
-def survey(
-    client: Client, config: Config, *, afar: Collection[str] = ()
-) -> tuple[list[Root], dict[str, str]]:
-    """What the nodes of the cloud have, asked of each, and where those of other machines are reached.
+def survey(client: Client, config: Config, *, afar: Collection[str] = ()) -> tuple[list[Root], list[Peer]]:
+    """What the nodes of the cloud have, asked of each, and where they are reached.
 
     Args:
         client: of any node.
@@ -50,7 +48,7 @@ def survey(
         NotRunning: no node that can be asked has files.
     """
     roots: list[Root] = []
-    peers: dict[str, str] = {}
+    peers: list[Peer] = []
     for member in msgspec.json.decode(client.execute("NODES"), type=list[Member]):
         address = reach(member)
         if address is None:
@@ -58,8 +56,8 @@ def survey(
         tls = client_context(config.home, config.security) if address.tls else None
         with contextlib.suppress(NotRunning, NodeLost), Client(address, tls=tls) as asked:
             roots += msgspec.json.decode(asked.execute("FILES.ROOTS"), type=list[Root])
-            if not address.path or member.name in afar:
-                peers[member.name] = str(address)
+            elsewhere = not address.path or member.name in afar
+            peers.append(Peer(member.name, member.number, str(address), elsewhere))
     if not roots:
         raise NotRunning("no node can be reached whose files could be mounted", hint="`virgo up` starts one.")
     return roots, peers

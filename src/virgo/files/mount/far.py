@@ -15,8 +15,9 @@ import msgspec
 
 from virgo.errors import NodeLost, VirgoError
 from virgo.limits import MOUNT_ACT_S, MOUNT_PROBE_S
-from virgo.wire.call import Argument
-from virgo.wire.client import Client
+from virgo.wire.call import Argument, Call
+from virgo.wire.client import Client, failure
+from virgo.wire.pool import as_is
 
 T = TypeVar("T")
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -32,14 +33,14 @@ class FarNode:
     """
 
     def __init__(self, name: str, client: Client, silent: memoryview[float]) -> None:
-        self._name = name
+        self.name = name
         self._client = client
         self._silent = silent
         self._lock = threading.Lock()
         self._asking = False
 
     def __repr__(self) -> str:
-        return f"<FarNode {self._name} at {self._client.address}{', silent' if self.silent else ''}>"
+        return f"<FarNode {self.name} at {self._client.address}{', silent' if self.silent else ''}>"
 
     @property
     def silent(self) -> bool:
@@ -49,12 +50,16 @@ class FarNode:
     def execute(self, *request: Argument) -> Any:
         """Run a command. Raises NodeLost as soon as the node is seen not to live, NotRunning."""
         if self.silent:
-            raise NodeLost(f"{request[0]!s}: node {self._name} does not answer")
+            raise NodeLost(f"{request[0]!s}: node {self.name} does not answer")
         try:
-            return self._client.execute(*request, timeout_s=MOUNT_ACT_S)
+            reply = self._client.exchange(Call(request, as_is, MOUNT_ACT_S))
         except NodeLost:
             self._ask()
             raise
+        refusal = failure(reply)  # which may tell of another node that is lost
+        if refusal is not None:
+            raise refusal
+        return reply
 
     def _ask(self) -> None:
         """Ask in the background whether it lives, unless somebody does."""
@@ -63,7 +68,7 @@ class FarNode:
                 return
             self._asking = True
             self._silent[0] = time.monotonic() + 2 * MOUNT_PROBE_S
-        threading.Thread(target=self._until_it_answers, name=f"ask {self._name}", daemon=True).start()
+        threading.Thread(target=self._until_it_answers, name=f"ask {self.name}", daemon=True).start()
 
     def _until_it_answers(self) -> None:
         while self._asking:

@@ -30,8 +30,9 @@ from virgo.files.mount.far import Far, FarNode
 from virgo.files.mount.filesystem import WANTED, FileSystem
 from virgo.files.mount.local import LocalTree
 from virgo.files.mount.opens import LocalOpens
+from virgo.files.mount.pool import PoolTree
 from virgo.files.mount.remote import RemoteTree
-from virgo.files.mount.remoteopens import RemoteOpens
+from virgo.files.mount.remoteopens import RemoteOpens, always
 from virgo.files.mount.shown import Shown
 from virgo.files.mount.table import Table
 from virgo.files.mount.tree import Tree
@@ -51,21 +52,36 @@ _WATCHED: Final = frozenset((*_ENDING, signal.SIGCHLD))
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - made there under a name of its own
 
 
+class Peer(msgspec.Struct, frozen=True):
+    """A node of the cloud, as a mount sees it.
+
+    Attributes:
+        name, number: the node's.
+        address: where it is reached, see `virgo.wire.address`.
+        afar: its files are not of this machine.
+    """
+
+    name: str
+    number: int
+    address: str
+    afar: bool
+
+
 class Options(msgspec.Struct, frozen=True):
     """What a mount is to be.
 
     Attributes:
         place: the directory.
-        roots: what it shows.
+        roots: what it shows of the nodes.
+        peers: the nodes; with any, the pool is shown too.
         shared: other users may use it too.
-        peers: where nodes are reached whose files are not of this machine, by name.
         passes: pass files through where the kernel allows it.
         workers: how many processes answer; 0 for as many as help.
     """
 
     place: str
     roots: list[Root]
-    peers: dict[str, str] = {}
+    peers: list[Peer] = []
     shared: bool = True
     passes: bool = True
     workers: int = 0
@@ -115,9 +131,8 @@ class Keeper:
 
     def _mount(self) -> None:
         config = configuration.load()
-        self._peers = {name: parse(where) for name, where in self._options.peers.items()}
-        afar = any(address.tls for address in self._peers.values())
-        self._tls = client_context(config.home, config.security) if afar else None
+        encrypted = any(parse(peer.address).tls for peer in self._options.peers)
+        self._tls = client_context(config.home, config.security) if encrypted else None
         counters.create(self._state / "counters")
         self._counts = counters.row(self._state / "counters", MOUNT_WORKERS_MAX)
         self._device = device.mount(self._place, shared=self._options.shared)
@@ -184,23 +199,35 @@ class Keeper:
         own = device.clone(self._device)
         os.close(self._device)
         counts = counters.row(self._state / "counters", row)
-        table, passes = Table(self._state), Can.PASSTHROUGH in self._can
-        silences = counters.silences(self._state / "counters")
-        nodes = {
-            name: FarNode(name, Client(self._peers[name], tls=self._tls), silences[index : index + 1])
-            for index, name in enumerate(sorted(self._peers))
-        }
-        trees: list[Tree] = []
-        for number, root in enumerate(self._options.roots, 1):
-            if root.node in nodes:
-                far = Far(nodes[root.node], root.name)
-                remote = RemoteOpens(own, table, far, counts)
-                trees.append(RemoteTree(number, root, table, far, remote))
-            else:
-                local = LocalOpens(own, table, passes=passes, counts=counts)
-                trees.append(LocalTree(number, root, table, local))
+        table = Table(self._state)
+        trees = self._trees(own, table, counts)
         handlers = FileSystem(Shown(table, trees)).handlers()
         serving.Server(own, handlers, counts).run(MOUNT_THREADS)
+
+    def _trees(self, own: int, table: Table, counts: memoryview[int]) -> list[Tree]:
+        silences = counters.silences(self._state / "counters")
+        peers = self._options.peers
+        nodes = {
+            peer.number: FarNode(
+                peer.name, Client(parse(peer.address), tls=self._tls), silences[index : index + 1]
+            )
+            for index, peer in enumerate(peers)
+        }
+        afar = {peer.name: nodes[peer.number] for peer in peers if peer.afar}
+        trees: list[Tree] = []
+        for number, root in enumerate(self._options.roots, 1):
+            if root.node in afar:
+                far = Far(afar[root.node], root.name)
+                remote = RemoteOpens(own, table, always(far), counts)
+                trees.append(RemoteTree(number, root, table, far, remote))
+            else:
+                passes = Can.PASSTHROUGH in self._can
+                local = LocalOpens(own, table, passes=passes, counts=counts)
+                trees.append(LocalTree(number, root, table, local))
+        if peers:
+            near = [nodes[peer.number] for peer in sorted(peers, key=lambda peer: parse(peer.address).tls)]
+            trees.append(PoolTree(len(trees) + 1, table, nodes, near, own, counts))
+        return trees
 
     def _look_after(self) -> None:
         while self._workers:

@@ -22,7 +22,7 @@ from virgo.files.posix import Found, Owner, Settings
 from virgo.files.roots import Root
 
 T = TypeVar("T")
-_FOUND = msgspec.msgpack.Decoder(Found)
+FOUND = msgspec.msgpack.Decoder(Found)
 _ENTRIES = msgspec.msgpack.Decoder(list[tuple[bytes, int, int, int, Found | None]])
 _CREATED = msgspec.msgpack.Decoder(tuple[Found, int])
 _OPENED = msgspec.msgpack.Decoder(tuple[bytes, int])
@@ -60,17 +60,22 @@ class RemoteTree:
     def _at(self, decoder: msgspec.msgpack.Decoder[T], node: int, act: str, *arguments: Any) -> T:
         """An act on a node: by each of its paths, until one is right, and by its descriptor."""
         identity = b"" if is_top(node) else self._identity(node)
+        far, there = self.far_of(identity)
         descriptor = self.files.descriptor(node)
         for path in self._table.paths(node) or [b""]:
             if not path and not descriptor and identity:
                 raise posix.stale()
             try:
-                return self._far.act(decoder, act, (path, identity, descriptor), *arguments)
+                return far.act(decoder, act, (path, there, descriptor), *arguments)
             except OSError as error:
                 if error.errno not in (errno.ESTALE, errno.ENOENT, errno.ENOTDIR):
                     raise
                 wrong = error
         raise posix.stale() from wrong
+
+    def far_of(self, identity: bytes) -> tuple[Far, bytes]:
+        """The node that has the file of an identity, and the identity that it has there."""
+        return self._far, identity
 
     def _identity(self, node: int) -> bytes:
         try:
@@ -82,19 +87,19 @@ class RemoteTree:
 
     def look(self, parent: int, name: bytes) -> Found:
         """See `Tree`."""
-        return self._far.act(_FOUND, "LOOK", self._directory(parent), name)
+        return self._far.act(FOUND, "LOOK", self._directory(parent), name)
 
     def make_node(self, parent: int, name: bytes, mode: int, device: int, owner: Owner) -> Found:
         """See `Tree`."""
-        return self._far.act(_FOUND, "MAKE_NODE", self._directory(parent), name, mode, device, owner)
+        return self._far.act(FOUND, "MAKE_NODE", self._directory(parent), name, mode, device, owner)
 
     def make_directory(self, parent: int, name: bytes, mode: int, owner: Owner) -> Found:
         """See `Tree`."""
-        return self._far.act(_FOUND, "MAKE_DIRECTORY", self._directory(parent), name, mode, owner)
+        return self._far.act(FOUND, "MAKE_DIRECTORY", self._directory(parent), name, mode, owner)
 
     def make_link(self, parent: int, name: bytes, target: bytes, owner: Owner) -> Found:
         """See `Tree`."""
-        return self._far.act(_FOUND, "MAKE_LINK", self._directory(parent), name, target, owner)
+        return self._far.act(FOUND, "MAKE_LINK", self._directory(parent), name, target, owner)
 
     def create(self, parent: int, name: bytes, flags: int, mode: int, owner: Owner) -> tuple[Found, Handle]:
         """See `Tree`."""
@@ -109,7 +114,7 @@ class RemoteTree:
 
     def link(self, node: int, parent: int, name: bytes) -> Found:
         """See `Tree`."""
-        return self._at(_FOUND, node, "LINK", self._directory(parent), name)
+        return self._at(FOUND, node, "LINK", self._directory(parent), name)
 
     def remove(self, parent: int, name: bytes, *, directory: bool) -> None:
         """See `Tree`."""

@@ -6,7 +6,9 @@ for the file's attributes, and if they are not those of the last time, the kerne
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -35,18 +37,20 @@ class RemoteOpens:
 
     Args:
         mount: descriptor of the mount.
-        far: the node that has the files.
+        far_of: the node that has the file of a descriptor.
         counts: see `counters`.
     """
 
-    def __init__(self, mount: int, table: Table, far: Far, counts: memoryview[int]) -> None:
+    def __init__(
+        self, mount: int, table: Table, far_of: Callable[[int], Far], counts: memoryview[int]
+    ) -> None:
         self._mount = mount
         self._table = table
-        self._far = far
+        self._far_of = far_of
         self._counts = counts
 
     def __repr__(self) -> str:
-        return f"<RemoteOpens of {self._far!r}>"
+        return f"<RemoteOpens of mount {self._mount}>"
 
     # --- opening and closing ------------------------------------------------------------------
 
@@ -92,7 +96,7 @@ class RemoteOpens:
 
     def _close(self, descriptor: int) -> None:
         try:
-            self._far.execute("VIRGO_CLOSE", descriptor)
+            self._far_of(descriptor).execute("VIRGO_CLOSE", descriptor)
         except BadDescriptor:
             return
         except VirgoError:  # the node is away: it closes what nobody uses
@@ -119,7 +123,8 @@ class RemoteOpens:
 
     def read(self, node: int, offset: int, size: int) -> bytes:
         """See `OpenFiles`."""
-        return bytes(self._far.execute("VIRGO_READ", self._readable(node), size, offset))
+        descriptor = self._readable(node)
+        return bytes(self._far_of(descriptor).execute("VIRGO_READ", descriptor, size, offset))
 
     def _readable(self, node: int) -> int:
         """A descriptor to read by; one that only writes is not asked for that."""
@@ -131,29 +136,41 @@ class RemoteOpens:
     def write(self, node: int, offset: int, data: memoryview, *, append: bool, drop: bool) -> int:
         """See `OpenFiles`."""
         descriptor = self._needed(node, writes=True)
+        far = self._far_of(descriptor)
         if drop:
-            self._far.do("DROP_PRIVILEGES", descriptor)
+            far.do("DROP_PRIVILEGES", descriptor)
         if append:
-            self._far.act(_INT, "APPEND", descriptor, bytes(data))
+            far.act(_INT, "APPEND", descriptor, bytes(data))
             return len(data)
-        return int(self._far.execute("VIRGO_WRITE", descriptor, bytes(data), offset))
+        return int(far.execute("VIRGO_WRITE", descriptor, bytes(data), offset))
 
     def flush(self, node: int) -> None:
         """See `OpenFiles`; what was written is at its node. What it is like now was our own doing."""
 
     def sync(self, node: int, *, data_only: bool) -> None:
         """See `OpenFiles`."""
-        self._far.execute("FILES.SYNC", self._readable(node))
+        descriptor = self._readable(node)
+        self._far_of(descriptor).execute("FILES.SYNC", descriptor)
 
     def allocate(self, node: int, mode: int, offset: int, length: int) -> None:
         """See `OpenFiles`."""
-        self._far.do("ALLOCATE", self._needed(node, writes=True), mode, offset, length)
+        descriptor = self._needed(node, writes=True)
+        self._far_of(descriptor).do("ALLOCATE", descriptor, mode, offset, length)
 
     def seek(self, node: int, offset: int, whence: int) -> int:
         """See `OpenFiles`."""
-        return self._far.act(_INT, "SEEK", self._readable(node), offset, whence)
+        descriptor = self._readable(node)
+        return self._far_of(descriptor).act(_INT, "SEEK", descriptor, offset, whence)
 
     def copy(self, node: int, offset: int, target: int, target_offset: int, length: int) -> int:
         """See `OpenFiles`."""
         source, sink = self._readable(node), self._needed(target, writes=True)
-        return self._far.act(_INT, "COPY", source, offset, sink, target_offset, length)
+        far = self._far_of(source)
+        if far is not self._far_of(sink):  # on two nodes: the program copies
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return far.act(_INT, "COPY", source, offset, sink, target_offset, length)
+
+
+def always(far: Far) -> Callable[[int], Far]:
+    """For files that all are of one node."""
+    return lambda _descriptor: far

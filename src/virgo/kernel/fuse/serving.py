@@ -22,6 +22,7 @@ from virgo.errors import (
     Denied,
     NodeLost,
     NoNode,
+    NotLoaded,
     NotRunning,
     PathEscape,
     TooLarge,
@@ -49,6 +50,7 @@ _HEADER_BYTES: Final = IN_HEADER.size
 _ERRNO: Final = (
     (NodeLost, errno.EHOSTDOWN),
     (NotRunning, errno.EHOSTDOWN),
+    (NotLoaded, errno.EHOSTDOWN),
     (DeadlineExceeded, errno.ETIMEDOUT),
     (PathEscape, errno.EXDEV),
     (TooLarge, errno.EFBIG),
