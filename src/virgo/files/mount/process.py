@@ -41,7 +41,7 @@ from virgo.home import write_record
 from virgo.kernel.fuse import device, serving
 from virgo.kernel.fuse.protocol import Can
 from virgo.kernel.process import ProcessMark
-from virgo.limits import MOUNT_THREADS, MOUNT_WORKER_LIFE_S, MOUNT_WORKERS_MAX
+from virgo.limits import FUSE_IO_BYTES_MAX, MOUNT_THREADS, MOUNT_WORKER_LIFE_S, MOUNT_WORKERS_MAX, KiB
 from virgo.wire.address import parse
 from virgo.wire.client import Client
 from virgo.wire.tls import client_context
@@ -148,6 +148,8 @@ class Keeper:
             count = self._options.workers or default
             for row in range(min(count, MOUNT_WORKERS_MAX)):
                 self._start(row)
+            with contextlib.suppress(OSError):  # then it reads less at once
+                device.read_ahead(self._minor, FUSE_IO_BYTES_MAX // KiB)
             self._note(count, passes=Can.PASSTHROUGH in self._can)
         except BaseException:
             device.unmount(self._place, busy_too=True)

@@ -130,6 +130,12 @@ def mounted_at(place: Path) -> int | None:
     return number
 
 
+def read_ahead(number: int, kibibytes: int) -> None:
+    """Set how far the kernel reads ahead in a mount, see `mounted_at`. Raises OSError: only root may."""
+    setting = Path(f"/sys/class/bdi/0:{number}/read_ahead_kb")
+    setting.write_text(str(kibibytes), encoding="ascii")
+
+
 def clone(device: int) -> int:
     """A further descriptor of the same mount, with requests of its own, for another thread or process."""
     further = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
