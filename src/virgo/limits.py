@@ -481,3 +481,5 @@ MOUNT_WORKER_LIFE_S: Final = 1.0
 MOUNT_ACT_S: Final = 60.0
 # Whether a node that was silent answers again is asked with this deadline, and again after a part of it.
 MOUNT_PROBE_S: Final = 1.0
+# Who makes a file set-user-ID waits so long for those who write to it; the kernel tells late of a close.
+MOUNT_RELEASE_S: Final = 1.0

@@ -248,8 +248,7 @@ class Acts:
         flags &= _OPEN_FLAGS
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._local.check_writable(root.name)
-        with root.opened(path, _PATH) as found:  # looked at before: to open a FIFO has effects
-            _check(found, where)
+        with self._reached(root, where) as found:  # looked at before: to open a FIFO has effects
             if not stat.S_ISREG(os.fstat(found).st_mode):
                 raise posix.stale()
             file = posix.open_both_ways(posix.by_descriptor(found), flags | os.O_CLOEXEC)

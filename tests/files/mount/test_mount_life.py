@@ -398,3 +398,25 @@ def _reads(path: Path, content: str) -> bool:
         return path.read_text() == content
     except OSError:
         return False
+
+
+def test_without_the_right_to_pass_files_through_the_server_does_it(
+    shaken: RunningCloud, tmp_path: Path
+) -> None:
+    """In a user namespace, where anybody may mount: it says so, and everything works."""
+    if subprocess.run(["unshare", "-Ur", "true"], capture_output=True).returncode:
+        pytest.skip("this kernel lets nobody make a user namespace")
+    place = tmp_path / "cloud"
+    command = f"{sys.executable} -m virgo.cli"
+    script = (
+        f"set -e; {command} mount {place}; cd {place}/n1; exec 5<>open; rm open; echo kept >&5;"
+        f" echo written > file; cat file /proc/self/fd/5; cd /; exec 5>&-;"
+        f" {command} mounts; {command} umount {place}"
+    )
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script],
+        env=shaken.environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Data goes through the server" in done.stderr
+    assert "written\nkept\n" in done.stdout and " server " in done.stdout

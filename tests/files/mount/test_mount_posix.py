@@ -157,6 +157,8 @@ def test_a_removed_file_lives_until_it_is_closed(tree: Path) -> None:
         os.fsync(descriptor)
         assert os.pread(descriptor, 20, 0) == b"still he"
         assert (os.fstat(descriptor).st_size, os.fstat(descriptor).st_mode & 0o777) == (8, 0o600)
+        with opened(Path(f"/proc/self/fd/{descriptor}"), os.O_RDONLY) as again:
+            assert os.read(again, 20) == b"still he"
         (tree / "file").write_bytes(b"another")
         assert os.pread(descriptor, 20, 0) == b"still he"
 

@@ -11,17 +11,20 @@ import errno
 import os
 import stat
 import struct
+import time
 from typing import Final
 
 from virgo.clock import wall_ms
 from virgo.files.mount.listing import Listing
 from virgo.files.mount.shown import NOTHING, Shown, attributes_out, entry_out
 from virgo.files.mount.table import top, tree_of
+from virgo.files.mount.tree import Tree
 from virgo.files.posix import Found, Owner, Settings
 from virgo.kernel import at
 from virgo.kernel.fuse import protocol
 from virgo.kernel.fuse.protocol import Can, Change, Operation
 from virgo.kernel.fuse.serving import Handler, Request
+from virgo.limits import MOUNT_RELEASE_S
 
 WANTED: Final = (
     Can.ASYNC_READ | Can.ATOMIC_O_TRUNC | Can.EXPLICIT_INVAL_DATA | Can.DO_READDIRPLUS | Can.READDIRPLUS_AUTO
@@ -146,9 +149,18 @@ class FileSystem:
             drop_privileges=bool(valid & Change.KILL_PRIVILEGES),
         )
         tree = self._shown.tree(request.node)
-        if (wanted.mode or 0) & _SETS_ID and not tree.files.may_be_privileged(request.node):
-            raise OSError(errno.ETXTBSY, "")
+        if (wanted.mode or 0) & _SETS_ID:
+            self._await_writers(tree, request.node)
         return attributes_out(request.node, tree.change(request.node, wanted))
+
+    @staticmethod
+    def _await_writers(tree: Tree, node: int) -> None:
+        """Let those close the file who write to it without our knowledge; the kernel tells of it late."""
+        deadline = time.monotonic() + MOUNT_RELEASE_S
+        while not tree.files.may_be_privileged(node):
+            if time.monotonic() > deadline:
+                raise OSError(errno.ETXTBSY, "")
+            time.sleep(0.001)
 
     def _statfs(self, request: Request) -> bytes:
         if request.node == protocol.ROOT:

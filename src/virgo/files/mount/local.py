@@ -81,7 +81,13 @@ class LocalTree:
         flags = flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         if is_top(node):
             return Descriptor(os.open(".", flags, dir_fd=self.directory(node).number))
-        opened = self._search(node, flags)
+        try:
+            opened = self._search(node, flags)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            held = self.files.nameless(node)  # as by /proc/self/fd of who has it open
+            opened = Descriptor(os.open(posix.by_descriptor(held.number), flags & ~os.O_NOFOLLOW))
         if drop:
             posix.drop_privileges(opened.number)
         return opened

@@ -207,13 +207,7 @@ class LocalOpens:
 
     def seek(self, node: int, offset: int, whence: int) -> int:
         """See `OpenFiles`; by a descriptor of its own, for that has the position."""
-        try:
-            opened = self.reopen(node, os.O_RDONLY)
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-            own = os.open(posix.by_descriptor(self.nameless(node).number), os.O_RDONLY | os.O_CLOEXEC)
-            opened = Descriptor(own)
+        opened = self.reopen(node, os.O_RDONLY)
         return os.lseek(opened.number, offset, whence)
 
     def copy(self, node: int, offset: int, target: int, target_offset: int, length: int) -> int:
