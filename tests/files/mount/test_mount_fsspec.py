@@ -48,15 +48,3 @@ class TestRemoteCopy(TestCopy):
     """The same afar."""
 
     tree = "n2"
-
-
-class TestRemoteGet(TestGet):
-    """The same afar."""
-
-    tree = "n2"
-
-
-class TestRemotePut(TestPut):
-    """The same afar."""
-
-    tree = "n2"
