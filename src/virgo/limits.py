@@ -475,7 +475,7 @@ MOUNT_OPEN_SPARE_MAX: Final = 256
 MOUNT_TABLE_BYTES_MAX: Final = 4 * GiB
 # After the start of its processes a mount must answer in this time.
 MOUNT_START_S: Final = 10.0
-# A worker that ends is started again, unless it lived for less than this.
+# A worker that ends is started again, after this time if it lived for less; if all end so, the mount does.
 MOUNT_WORKER_LIFE_S: Final = 1.0
 # What a node that lives may take for one act: its disk may be slow, and who asked can be killed meanwhile.
 MOUNT_ACT_S: Final = 60.0

@@ -176,6 +176,72 @@ def test_large_buffers_travel_between_machines_as_memory(pair: tuple[Machine, Ma
     assert second.python(_FREIGHT, "first").stdout == "fine\n"
 
 
+_MOUNT = """
+import errno, os, subprocess, sys, time
+
+def run(*words):
+    subprocess.run(words, check=True, capture_output=True)
+
+def forget(file):  # what the kernel has read of it
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+place = sys.argv[1]
+virgo = sys.executable, "-m", "virgo.cli"
+run(*virgo, "mount", place)
+try:
+    top = place + "/second/mounted"
+    os.makedirs(top)
+    data = os.urandom(10_000_000)
+    with open(top + "/file", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    with open(top + "/file", "rb") as file:
+        forget(file)
+        assert file.read() == data
+    with open(place + "/pool/placed", "wb") as file:
+        file.write(data)
+    held = open(top + "/file", "rb", buffering=0)
+    run("ip", "link", "set", "eth", "down")
+    try:
+        time.sleep(1.1)  # what the kernel was told is true no more
+        for attempt in (held.read, lambda: os.stat(top), lambda: open(top + "/new", "w")):
+            forget(held)
+            begun = time.monotonic()
+            try:
+                attempt()
+            except OSError as error:
+                assert error.errno == errno.EHOSTDOWN, error
+            else:
+                raise AssertionError("there is no way to it")
+            assert time.monotonic() - begun < 5
+        assert isinstance(os.listdir(place + "/first"), list)
+    finally:
+        run("ip", "link", "set", "eth", "up")
+    until = time.monotonic() + 30
+    while True:
+        try:
+            held.seek(0)
+            assert held.read(1000) == data[:1000]
+            break
+        except OSError:
+            assert time.monotonic() < until, "the partition did not heal"
+            time.sleep(0.1)
+    held.close()
+finally:
+    run(*virgo, "umount", "--force", place)
+print("fine")
+"""
+
+
+def test_files_of_another_machine_are_below_a_mount(pair: tuple[Machine, Machine], tmp_path: Path) -> None:
+    """By TLS; cut off, they are EHOSTDOWN in bounded time, and what was open is open afterwards."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("there is no /dev/fuse that this user may open")
+    assert pair[0].python(_MOUNT, str(tmp_path / "cloud")).stdout == "fine\n"
+    assert (pair[1].home / "nodes" / "second" / "files" / "mounted" / "file").stat().st_size == 10_000_000
+
+
 def test_without_the_clouds_certificate_nothing_is_served(pair: tuple[Machine, Machine]) -> None:
     """Plain TCP and TLS without our certificate get no answer from a machine's ports."""
     first, second = pair

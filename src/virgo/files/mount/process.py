@@ -111,6 +111,7 @@ class Keeper:
         self._record = record
         self._place = Path(options.place)
         self._workers: dict[int, tuple[int, float]] = {}  # row and start by pid
+        self._resting: list[tuple[float, int]] = []  # when to start a row again, if its worker ended at once
         self._unmounting = False
 
     def __repr__(self) -> str:
@@ -237,6 +238,8 @@ class Keeper:
             if received is not None and received.si_signo in _ENDING:
                 self._unmount()
             self._reap()
+            while self._resting and self._workers and self._resting[0][0] < time.monotonic():
+                self._restart(self._resting.pop(0)[1])
 
     def _reap(self) -> None:
         while self._workers:
@@ -246,13 +249,17 @@ class Keeper:
             row, started = self._workers.pop(pid)
             if status == 0 or self._unmounting:
                 continue
-            lived_s = time.monotonic() - started
             log.error("a worker of %s ended with %s", self._place, os.waitstatus_to_exitcode(status))
-            if lived_s < MOUNT_WORKER_LIFE_S and not self._workers:
+            if time.monotonic() - started >= MOUNT_WORKER_LIFE_S:
+                self._restart(row)
+            elif self._workers:
+                self._resting.append((time.monotonic() + MOUNT_WORKER_LIFE_S, row))
+            else:
                 self._unmount()
-            elif lived_s >= MOUNT_WORKER_LIFE_S:
-                self._counts[counters.RESTARTS] += 1
-                self._start(row)
+
+    def _restart(self, row: int) -> None:
+        self._counts[counters.RESTARTS] += 1
+        self._start(row)
 
     def _unmount(self) -> None:
         """Unmount, also from under those who use it; whoever waits for an answer gets an error."""
