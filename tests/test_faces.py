@@ -214,14 +214,23 @@ CLIENTS = [
     cpu_pair(),
     memory_pair(),
     namespace_pair(),
-    Pair(FilesClient(_RUNNER), AsyncFilesClient(_RUNNER)),
+    Pair(
+        FilesClient(_RUNNER),
+        AsyncFilesClient(_RUNNER),
+        only_blocking={"fs": "what calls fsspec's blocking file systems is not asyncio"},
+    ),
     Pair(
         Region(_RUNNER, 1),
         AsyncRegion(_RUNNER, 1),
         not_awaited={"view": "gives a context manager"},
         read_there={"size": "may ask the node", "node": "asks the node"},
     ),
-    Pair(Client(_NOWHERE), AsyncClient(_NOWHERE), not_awaited={"stats": _LOCAL, "give": _LOCAL}),
+    Pair(
+        Client(_NOWHERE),
+        AsyncClient(_NOWHERE),
+        only_blocking={"exchange": "for mounts, whose workers are threads"},
+        not_awaited={"stats": _LOCAL, "give": _LOCAL},
+    ),
 ]
 FILES = [raw_file_pair(), buffered_file_pair(), text_file_pair()]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,23 @@ from virgo.files.local import LocalFiles
 
 
 @pytest.fixture
-def acts(tmp_path: Path) -> Acts:
+def acts(tmp_path: Path) -> Iterator[Acts]:
     """On the roots "" and "fixed", the second read-only."""
-    return make(tmp_path)
+    with make(tmp_path) as found:
+        yield found
 
 
-def make(tmp_path: Path) -> Acts:
+@contextmanager
+def make(tmp_path: Path) -> Iterator[Acts]:
     roots = {name: str(tmp_path / (name or "private")) for name in ("", "fixed")}
     for root in roots.values():
         Path(root).mkdir(exist_ok=True)
     local = LocalFiles(roots, ["fixed"])
     local.table = DescriptorTable(tmp_path / "table" / "journal", number=1, reopen=local.reopen)
-    return Acts(local, keeps_owners=os.geteuid() == 0, umask=0o022)
+    try:
+        yield Acts(local, keeps_owners=os.geteuid() == 0, umask=0o022)
+    finally:
+        local.table.shut()
 
 
 def act(acts: Acts, name: str, *arguments: Any, root: str = "") -> Any:
@@ -131,8 +138,12 @@ def test_any_bytes_for_arguments_are_refused_in_words(name: str, packed: bytes) 
     """Never an error that is none of ours."""
     import tempfile
 
-    with tempfile.TemporaryDirectory() as directory, pytest.raises(VirgoError):
-        make(Path(directory)).run("", name, packed + b"\xc1")
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        make(Path(directory)) as acts,
+        pytest.raises(VirgoError),
+    ):
+        acts.run("", name, packed + b"\xc1")
 
 
 @pytest.mark.parametrize("value", [None, -1, "text", b"", [1], 2**70])
