@@ -16,7 +16,7 @@ from typing import Final
 
 from virgo.cpu import segments
 from virgo.cpu.segments import Mapping, Segment, write
-from virgo.kernel.holes import punch
+from virgo.kernel.at import punch
 
 # Process, descriptor there, the number by which the kernel knows the memory, and where in it a place begins.
 Address = tuple[int, int, int, int]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from virgo.kernel.holes import punch
+from virgo.kernel.at import punch
 from virgo.limits import OUTPUT_BYTES, OUTPUT_ENTRIES_MAX, OUTPUT_FILES_MAX, OUTPUT_UNREAD_S
 
 _UNFINISHED: Final = -1

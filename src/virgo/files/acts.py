@@ -147,11 +147,8 @@ class Acts:
         return found, self._local.keep(root.name, os.fsdecode(_join(path, name)), posix.access_of(file), file)
 
     def _link(self, root: _Root, where: Where, path: bytes, name: bytes) -> Found:
-        old = where[0].rpartition(b"/")
-        with root.directory(old[0]) as above, root.directory(path) as directory:
-            if posix.look(above, _one(old[2])).identity != where[1]:
-                raise posix.stale()
-            posix.link(above, old[2], directory, _one(name))
+        with self._reached(root, where) as file, root.directory(path) as directory:
+            posix.link(file, directory, _one(name))
             return posix.look(directory, name)
 
     def _remove(self, root: _Root, path: bytes, name: bytes, directory: bool) -> None:
@@ -251,7 +248,7 @@ class Acts:
         with self._reached(root, where) as found:  # looked at before: to open a FIFO has effects
             if not stat.S_ISREG(os.fstat(found).st_mode):
                 raise posix.stale()
-            file = posix.open_both_ways(posix.by_descriptor(found), flags | os.O_CLOEXEC)
+            file = posix.open_again(found, flags)
         if drop:
             posix.drop_privileges(file)
         attributes = posix.look_at(file).attributes

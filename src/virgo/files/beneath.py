@@ -18,17 +18,17 @@ import ctypes
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from typing import Final
 
 from virgo.errors import FileRefused, PathEscape
+from virgo.kernel import at
 
 _SYS_OPENAT2: Final = 437
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_BENEATH: Final = 0x08
-_AT_EMPTY_PATH: Final = 0x1000
 _RETRIES: Final = 64  # the kernel says EAGAIN when a rename elsewhere races with `..`
-_HANDLE_BYTES: Final = 128  # MAX_HANDLE_SZ
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -37,14 +37,6 @@ _syscall.restype = ctypes.c_long
 
 class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-class _Handle(ctypes.Structure):
-    _fields_ = (
-        ("bytes", ctypes.c_uint),
-        ("type", ctypes.c_int),
-        ("data", ctypes.c_ubyte * _HANDLE_BYTES),
-    )
 
 
 def open_beneath(root: int, path: str, flags: int, permissions: int = 0o666) -> int:
@@ -199,12 +191,11 @@ def identity(descriptor: int) -> str:
     An inode's number is given again as soon as it is free; the kernel's file handle, where the file
     system has one, also holds the number's generation.
     """
-    handle = _Handle(bytes=_HANDLE_BYTES)
-    mount = ctypes.c_int()
-    failed = _libc.name_to_handle_at(
-        descriptor, b"", ctypes.byref(handle), ctypes.byref(mount), _AT_EMPTY_PATH
-    )
-    shown = "" if failed else f"{handle.type:x}:{bytes(handle.data[: handle.bytes]).hex()}"
+    try:
+        handle = at.handle(descriptor)
+    except OSError:
+        handle = b""
+    shown = f"{int.from_bytes(handle[:4], sys.byteorder):x}:{handle[4:].hex()}" if handle else ""
     return f"{os.fstat(descriptor).st_ino}/{shown}"
 
 

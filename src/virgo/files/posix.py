@@ -28,6 +28,21 @@ _DEVICE: Final = struct.Struct("=Q")
 _SETS_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 
+class Descriptor:
+    """An open descriptor that is closed when nobody holds this object any more."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"<Descriptor {self.number}>"
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 class Found(msgspec.Struct, frozen=True, array_like=True):
     """A file as it was met.
 
@@ -96,15 +111,18 @@ def by_descriptor(file: int) -> str:
     return f"/proc/self/fd/{file}"
 
 
-def open_both_ways(path: str | bytes, flags: int, directory: int | None = None) -> int:
-    """Open a file; for reading too if it is to be written, where that is allowed.
+def open_again(file: int, flags: int) -> int:
+    """Open the file of a descriptor anew; for reading too if it is to be written, where that is allowed.
 
-    A descriptor serves all programs that have the file open, and who only writes may be the first of them.
+    A descriptor serves all programs that have the file open, and who only writes may be the first of them. What is
+    no file of data is not waited for.
     """
+    path = by_descriptor(file)
+    flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     if flags & os.O_ACCMODE == os.O_WRONLY:
         with contextlib.suppress(PermissionError):
-            return os.open(path, flags & ~os.O_ACCMODE | os.O_RDWR, dir_fd=directory)
-    return os.open(path, flags, dir_fd=directory)
+            return os.open(path, flags & ~os.O_ACCMODE | os.O_RDWR)
+    return os.open(path, flags)
 
 
 def access_of(file: int) -> int:
@@ -125,7 +143,8 @@ def create(directory: int, name: bytes, flags: int, mode: int, owner: Owner | No
     except FileExistsError:
         if flags & os.O_EXCL:
             raise
-        return open_both_ways(name, flags & ~os.O_CREAT | os.O_NONBLOCK, directory)
+        there = Descriptor(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory))
+        return open_again(there.number, flags & ~(os.O_CREAT | os.O_NOFOLLOW))
     try:
         _give(directory, name, owner, mode, umask)
     except BaseException:
@@ -176,9 +195,9 @@ def _give(directory: int, name: bytes, owner: Owner | None, mode: int, umask: in
         os.chmod(name, wanted, dir_fd=directory)
 
 
-def link(directory: int, name: bytes, new_directory: int, new_name: bytes) -> None:
-    """Give a file a further name."""
-    os.link(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=False)
+def link(file: int, directory: int, name: bytes) -> None:
+    """Give the file of a descriptor a further name."""
+    os.link(by_descriptor(file), name, dst_dir_fd=directory)
 
 
 def rename(directory: int, name: bytes, new_directory: int, new_name: bytes, flags: int) -> None:
@@ -237,21 +256,6 @@ def statistics(file: int) -> bytes:
         found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree,
         found.f_bsize, found.f_namemax, found.f_frsize, 0,
     )  # fmt: skip
-
-
-class Descriptor:
-    """An open descriptor that is closed when nobody holds this object any more."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __repr__(self) -> str:
-        return f"<Descriptor {self.number}>"
-
-    def __del__(self) -> None:
-        os.close(self.number)
 
 
 def entries(

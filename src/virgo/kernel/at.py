@@ -6,6 +6,7 @@ belong to a thread each, so that threads need not wait for each other.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -22,8 +23,8 @@ _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
 _HANDLE_BYTES: Final = 128  # MAX_HANDLE_SZ
 _ENTRIES_BYTES: Final = 65_536
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
-RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 TIME_NOW: Final = (1 << 30) - 1
 TIME_OMIT: Final = (1 << 30) - 2
@@ -82,7 +83,7 @@ def set_times(path: str, accessed: tuple[int, int], modified: tuple[int, int]) -
 
 
 def rename(directory: int, name: bytes, new_directory: int, new_name: bytes, flags: int = 0) -> None:
-    """Rename with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+    """renameat2(2), with flags."""
     if _libc.renameat2(directory, name, new_directory, new_name, flags):
         _raise(name)
 
@@ -91,6 +92,12 @@ def allocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2), with all its modes."""
     if _libc.fallocate(descriptor, mode, ctypes.c_long(offset), ctypes.c_long(length)):
         _raise(None)
+
+
+def punch(descriptor: int, start: int, size: int) -> None:
+    """Give back so many bytes from there on, if the file system can; reading them gives zeros."""
+    with contextlib.suppress(OSError):
+        allocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, size)
 
 
 def entries(directory: int, size: int) -> Iterator[tuple[bytes, int, int, int]]:

@@ -14,14 +14,12 @@ from typing import Any, Final
 from virgo.kernel.fuse.protocol import OPERATIONS, Operation
 from virgo.limits import MOUNT_WORKERS_MAX, NODES_MAX
 
-_FIELDS: Final = ("faults", "passed_through", "served", "invalidations", "hits", "misses", "restarts")
+_FIELDS: Final = ("faults", "passed_through", "served", "invalidations", "restarts")
 _ROW: Final = OPERATIONS + 16
 _ROWS: Final = MOUNT_WORKERS_MAX + 1  # the last is of the process that looks after the workers
 _COUNTS_BYTES: Final = _ROW * _ROWS * 8
 _BYTES: Final = _COUNTS_BYTES + NODES_MAX * 8
-FAULTS, PASSED_THROUGH, SERVED, INVALIDATIONS, HITS, MISSES, RESTARTS = range(
-    OPERATIONS, OPERATIONS + len(_FIELDS)
-)
+FAULTS, PASSED_THROUGH, SERVED, INVALIDATIONS, RESTARTS = range(OPERATIONS, OPERATIONS + len(_FIELDS))
 
 
 def create(path: Path) -> None:

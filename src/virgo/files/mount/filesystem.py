@@ -83,7 +83,6 @@ class FileSystem:
             Operation.CREATE: self._create,
             Operation.READ: self._read,
             Operation.WRITE: self._write,
-            Operation.FLUSH: self._flush,
             Operation.RELEASE: self._release,
             Operation.FSYNC: self._fsync,
             Operation.FALLOCATE: self._fallocate,
@@ -281,10 +280,6 @@ class FileSystem:
         append, drop = bool(flags & os.O_APPEND), bool(how & protocol.WRITE_KILL_PRIVILEGES)
         files = self._shown.tree(request.node).files
         return protocol.WRITE_OUT.pack(files.write(request.node, offset, data, append=append, drop=drop), 0)
-
-    def _flush(self, request: Request) -> bytes:
-        self._shown.tree(request.node).files.flush(request.node)
-        return b""
 
     def _fsync(self, request: Request) -> bytes:
         _, flags, _ = protocol.FSYNC_IN.unpack_from(request.body)

@@ -13,6 +13,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 
 from virgo.files import beneath, posix
 from virgo.files.mount.opens import LocalOpens
@@ -23,7 +24,6 @@ from virgo.files.roots import Root
 from virgo.limits import MOUNT_DIRECTORIES_MAX
 
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class LocalTree:
@@ -53,10 +53,7 @@ class LocalTree:
         found = self._directories.get(node)
         if found is not None:
             return found
-        if is_top(node):
-            found = Descriptor(beneath.open_root(self.root.directory))
-        else:
-            found = self._search(node, _DIRECTORY)
+        found = Descriptor(beneath.open_root(self.root.directory)) if is_top(node) else self._search(node)
         with self._lock:
             self._directories[node] = found
             while len(self._directories) > MOUNT_DIRECTORIES_MAX:
@@ -68,7 +65,7 @@ class LocalTree:
         if is_top(node) or node in self._directories:
             return self.directory(node)
         try:
-            return self._search(node, _PATH)
+            return self._search(node)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
@@ -78,34 +75,21 @@ class LocalTree:
         """See `Tree.open`; a directory too."""
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         posix.refuse_writing(writes, self.root.read_only)
-        flags = flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        if is_top(node):
-            return Descriptor(os.open(".", flags, dir_fd=self.directory(node).number))
-        try:
-            opened = self._search(node, flags)
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-            held = self.files.nameless(node)  # as by /proc/self/fd of who has it open
-            opened = Descriptor(os.open(posix.by_descriptor(held.number), flags & ~os.O_NOFOLLOW))
+        held = self.file(node)
+        opened = Descriptor(posix.open_again(held.number, flags))
         if drop:
             posix.drop_privileges(opened.number)
         return opened
 
-    def _search(self, node: int, flags: int) -> Descriptor:
-        """Open it by the names that it has. Raises ESTALE if it has none of them any more."""
+    def _search(self, node: int) -> Descriptor:
+        """Find it by the names that it has. Raises ESTALE if it has none of them any more."""
         identity = self._identity(node)
         for parent, name in self._table.names(node):
             above = self.directory(parent)
-            if flags & os.O_PATH:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    found = Descriptor(os.open(name, flags, dir_fd=above.number))
-                    if posix.identity_of(found.number) == identity:
-                        return found
-                continue
-            with contextlib.suppress(FileNotFoundError):  # looked at before: to open a FIFO has effects
-                if posix.look(above.number, name).identity == identity:
-                    return Descriptor(posix.open_both_ways(name, flags, above.number))
+            with contextlib.suppress(FileNotFoundError):
+                found = Descriptor(os.open(name, _PATH, dir_fd=above.number))
+                if posix.identity_of(found.number) == identity:
+                    return found
         raise posix.stale()
 
     def _identity(self, node: int) -> bytes:
@@ -113,16 +97,6 @@ class LocalTree:
             return self._table.identity(node)
         except KeyError:
             raise posix.stale() from None
-
-    def _place(self, node: int) -> tuple[Descriptor, bytes]:
-        """A directory and a name in it that stands for the node. Raises ENOENT if it has none."""
-        identity = self._identity(node)
-        for parent, name in self._table.names(node):
-            above = self.directory(parent)
-            with contextlib.suppress(FileNotFoundError):
-                if posix.look(above.number, name).identity == identity:
-                    return above, name
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     # --- names --------------------------------------------------------------------------------
 
@@ -160,8 +134,8 @@ class LocalTree:
     def link(self, node: int, parent: int, name: bytes) -> Found:
         """See `Tree`."""
         with self._changed(parent) as directory:
-            above, old = self._place(node)
-            posix.link(above.number, old, directory, name)
+            held = self.file(node)
+            posix.link(held.number, directory, name)
             return posix.look(directory, name)
 
     def remove(self, parent: int, name: bytes, *, directory: bool) -> None:
@@ -191,7 +165,11 @@ class LocalTree:
         yield held.number
 
     def _owner(self, owner: Owner) -> Owner | None:
-        return owner if self.root.keeps_owners else None
+        """Whose a new file becomes; without owners kept the one whose the root is, whoever mounts it."""
+        if self.root.keeps_owners or os.geteuid() != 0:
+            return owner if self.root.keeps_owners else None
+        top = Path(self.root.directory).stat()
+        return Owner(top.st_uid, top.st_gid)
 
     # --- attributes ---------------------------------------------------------------------------
 

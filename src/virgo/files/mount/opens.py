@@ -83,7 +83,7 @@ class LocalOpens:
                 version = version_of(posix.look_at(handle.number).attributes)
                 how = Opened.KEEP_CACHE if self._table.see(node, version, txn) else Opened(0)
         self._counts[counters.PASSED_THROUGH if file.backing else counters.SERVED] += 1
-        return OPEN_OUT.pack(0, how | Opened.NOFLUSH, file.backing)
+        return OPEN_OUT.pack(0, how, file.backing)
 
     def _register(self, opened: Descriptor) -> int:
         if not self._passes:
@@ -105,17 +105,12 @@ class LocalOpens:
     def release(self, node: int) -> None:
         """See `OpenFiles`."""
         with self._table.changing() as txn:
-            file = self._table.opened(node, txn)
-            if file is None:
-                return
-            if file.count > 1:
-                self._table.set_open(node, replace(file, count=file.count - 1), txn)
-                return
-            self._table.set_open(node, None, txn)
-            self._held.pop((node, True), None)
-            self._held.pop((node, False), None)
-            if file.backing:
-                device.backing_close(self._mount, file.backing)
+            closed = self._table.release(node, txn)
+            if closed is not None:
+                self._held.pop((node, True), None)
+                self._held.pop((node, False), None)
+                if closed.backing:
+                    device.backing_close(self._mount, closed.backing)
         self._sweep()
 
     # --- descriptors --------------------------------------------------------------------------
@@ -187,13 +182,7 @@ class LocalOpens:
         held = self.descriptor(node, writes=True)
         if drop:
             posix.drop_privileges(held.number)
-        written = 0
-        while written < len(data):
-            written += os.pwrite(held.number, data[written:], offset + written)
-        return written
-
-    def flush(self, node: int) -> None:
-        """See `OpenFiles`; nothing is kept back."""
+        return os.pwrite(held.number, data, offset)
 
     def sync(self, node: int, *, data_only: bool) -> None:
         """See `OpenFiles`."""

@@ -62,9 +62,9 @@ class RemoteTree:
         identity = b"" if is_top(node) else self._identity(node)
         far, there = self.far_of(identity)
         descriptor = self.files.descriptor(node)
-        for path in self._table.paths(node) or [b""]:
-            if not path and not descriptor and identity:
-                raise posix.stale()
+        paths = self._table.paths(node) or ([b""] if descriptor else [])
+        wrong = posix.stale()
+        for path in paths:
             try:
                 return far.act(decoder, act, (path, there, descriptor), *arguments)
             except OSError as error:

@@ -6,6 +6,7 @@ for the file's attributes, and if they are not those of the last time, the kerne
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -78,29 +79,20 @@ class RemoteOpens:
         how = Opened.KEEP_CACHE if known else Opened(0)
         if flags & os.O_APPEND:  # only the node knows where the end is
             how |= Opened.DIRECT_IO
-        return OPEN_OUT.pack(0, how | (Opened(0) if writes else Opened.NOFLUSH), 0)
+        return OPEN_OUT.pack(0, how, 0)
 
     def release(self, node: int) -> None:
         """See `OpenFiles`."""
         with self._table.changing() as txn:
-            file = self._table.opened(node, txn)
-            if file is None:
-                return
-            if file.count > 1:
-                self._table.set_open(node, replace(file, count=file.count - 1), txn)
-                return
-            self._table.set_open(node, None, txn)
-        for _, descriptor in (file.reader, file.writer):
-            if descriptor:
-                self._close(descriptor)
+            closed = self._table.release(node, txn)
+        if closed is not None:
+            for _, descriptor in (closed.reader, closed.writer):
+                if descriptor:
+                    self._close(descriptor)
 
     def _close(self, descriptor: int) -> None:
-        try:
+        with contextlib.suppress(VirgoError):  # the node is away: it closes what nobody uses
             self._far_of(descriptor).execute("VIRGO_CLOSE", descriptor)
-        except BadDescriptor:
-            return
-        except VirgoError:  # the node is away: it closes what nobody uses
-            return
 
     def may_be_privileged(self, node: int) -> bool:
         """See `OpenFiles`; every write comes by here."""
@@ -113,7 +105,7 @@ class RemoteOpens:
             return 0
         return file.writer[1] if writes else file.reader[1] or file.writer[1]
 
-    def _needed(self, node: int, *, writes: bool) -> int:
+    def _needed(self, node: int, *, writes: bool = False) -> int:
         found = self.descriptor(node, writes=writes)
         if not found:
             raise BadDescriptor("the file is not open")
@@ -123,15 +115,8 @@ class RemoteOpens:
 
     def read(self, node: int, offset: int, size: int) -> bytes:
         """See `OpenFiles`."""
-        descriptor = self._readable(node)
+        descriptor = self._needed(node)
         return bytes(self._far_of(descriptor).execute("VIRGO_READ", descriptor, size, offset))
-
-    def _readable(self, node: int) -> int:
-        """A descriptor to read by; one that only writes is not asked for that."""
-        file = self._table.opened(node)
-        if file is None or not (file.reader[1] or file.writer[1]):
-            raise BadDescriptor("the file is not open")
-        return file.reader[1] or file.writer[1]
 
     def write(self, node: int, offset: int, data: memoryview, *, append: bool, drop: bool) -> int:
         """See `OpenFiles`."""
@@ -144,12 +129,9 @@ class RemoteOpens:
             return len(data)
         return int(far.execute("VIRGO_WRITE", descriptor, bytes(data), offset))
 
-    def flush(self, node: int) -> None:
-        """See `OpenFiles`; what was written is at its node. What it is like now was our own doing."""
-
     def sync(self, node: int, *, data_only: bool) -> None:
         """See `OpenFiles`."""
-        descriptor = self._readable(node)
+        descriptor = self._needed(node)
         self._far_of(descriptor).execute("FILES.SYNC", descriptor)
 
     def allocate(self, node: int, mode: int, offset: int, length: int) -> None:
@@ -159,12 +141,12 @@ class RemoteOpens:
 
     def seek(self, node: int, offset: int, whence: int) -> int:
         """See `OpenFiles`."""
-        descriptor = self._readable(node)
+        descriptor = self._needed(node)
         return self._far_of(descriptor).act(_INT, "SEEK", descriptor, offset, whence)
 
     def copy(self, node: int, offset: int, target: int, target_offset: int, length: int) -> int:
         """See `OpenFiles`."""
-        source, sink = self._readable(node), self._needed(target, writes=True)
+        source, sink = self._needed(node), self._needed(target, writes=True)
         far = self._far_of(source)
         if far is not self._far_of(sink):  # on two nodes: the program copies
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -190,11 +190,6 @@ class Table:
             key = txn.get(_NODE.pack(parent) + name, db=self._child)
         return None if key is None else int(_NODE.unpack(key)[0])
 
-    def bind(self, parent: int, name: bytes, node: int) -> None:
-        """The node has this name too."""
-        with self._environment.begin(write=True) as txn:
-            self._bind(txn, _NODE.pack(parent) + name, _NODE.pack(node))
-
     def unbind(self, parent: int, name: bytes) -> None:
         """The name stands for nothing any more."""
         with self._environment.begin(write=True) as txn:
@@ -253,6 +248,15 @@ class Table:
         else:
             data = _OPEN.pack(file.count, file.backing, *file.reader, *file.writer)
             txn.put(_NODE.pack(node), data, db=self._open)
+
+    def release(self, node: int, txn: Any) -> OpenFile | None:
+        """It is open once less; what it was if nobody has it open any more."""
+        file = self.opened(node, txn)
+        if file is None:
+            return None
+        last = file.count == 1
+        self.set_open(node, None if last else replace(file, count=file.count - 1), txn)
+        return file if last else None
 
     def see(self, node: int, version: bytes, txn: Any) -> bool:
         """The kernel reads this version from now on; whether it did before."""

@@ -49,10 +49,7 @@ class OpenFiles(Protocol):
         """At most so many bytes, fewer only at the end."""
 
     def write(self, node: int, offset: int, data: memoryview, *, append: bool, drop: bool) -> int:
-        """Write, at the end if `append`; `drop`: it is set-user-ID no more. The count."""
-
-    def flush(self, node: int) -> None:
-        """A program closes it: raises what kept something written from its place."""
+        """Write, at the end if `append`; `drop`: it is set-user-ID no more. The count, which may be less."""
 
     def sync(self, node: int, *, data_only: bool) -> None:
         """On return what was written is on the disk of the node that has the file."""

@@ -177,12 +177,6 @@ def invalidate_node(device: int, node: int, offset: int = 0, length: int = 0) ->
     return _notify(device, protocol.NOTIFY_INVAL_INODE, protocol.INVAL_INODE_OUT.pack(node, offset, length))
 
 
-def invalidate_entry(device: int, parent: int, name: bytes) -> bool:
-    """Let the kernel forget what a name stands for; False if it knew nothing of it."""
-    body = protocol.INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
-    return _notify(device, protocol.NOTIFY_INVAL_ENTRY, body)
-
-
 def _notify(device: int, code: int, body: bytes) -> bool:
     try:
         os.write(device, protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size + len(body), code, 0) + body)

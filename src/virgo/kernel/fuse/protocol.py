@@ -98,8 +98,6 @@ class Opened(IntFlag):
 
     DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
-    CACHE_DIR = 1 << 3
-    NOFLUSH = 1 << 5
     PASSTHROUGH = 1 << 7
 
 
@@ -127,7 +125,6 @@ FSYNC_DATA_ONLY: Final = 1 << 0
 IN_HEADER: Final = struct.Struct("=IIQQIIIHH")  # length opcode unique node uid gid pid extensions -
 INIT_IN: Final = struct.Struct("=IIII")  # major minor readahead flags, and of a newer kernel ...
 INIT_MORE: Final = struct.Struct("=I")  # ... further flags
-GETATTR_IN: Final = struct.Struct("=IIQ")  # flags - handle
 # valid - handle size owner atime mtime ctime atimensec mtimensec ctimensec mode - uid gid -
 SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
 MKNOD_IN: Final = struct.Struct("=IIII")  # mode rdev umask -
@@ -170,9 +167,7 @@ INIT_OUT: Final = struct.Struct("=IIIIHHIIHHIIH22x")
 
 # --- notices --------------------------------------------------------------------------------
 NOTIFY_INVAL_INODE: Final = 2
-NOTIFY_INVAL_ENTRY: Final = 3
 INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # node offset length
-INVAL_ENTRY_OUT: Final = struct.Struct("=QII")  # parent, length of the name, flags
 
 
 def attributes(status: os.stat_result) -> bytes:
