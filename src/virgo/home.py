@@ -6,6 +6,7 @@ tls/                  certificates
 run/up.json           what `virgo up` was asked for, and its process
 run/NAME.json         a serving node: its process and member record
 run/NAME.sock         its Unix socket
+run/mounts/           a mount: its process, and where its state is
 log/                  one file a process
 engine/               the embedded engine's data and credentials
 nodes/NAME/           a node's identity and its modules' files
@@ -51,6 +52,12 @@ def socket_path(home: Path, name: str) -> Path:
 def record_path(home: Path, name: str) -> Path:
     """The record of a serving node, or of `up`."""
     return home / "run" / f"{name}.json"
+
+
+def mount_record_path(home: Path, place: Path) -> Path:
+    """The record of a mount: under its path, with what cannot stand in a name written out."""
+    name = str(place).strip("/").replace("%", "%25").replace("/", "%2F")
+    return _made(run_directory(home) / "mounts") / f"{name}.json"
 
 
 def check_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`virgo malloc`, `set`, `get`, `free`: memory of the cloud by id, from the shell.
+"""`virgo malloc`, `set`, `get`, `free`: memory of the cloud by id, from the shell; `get` takes files too.
 
 What `malloc` prints is the id alone, and `get` writes a region's bytes as they are, so that both can be
 used in pipes. Only on a terminal does `get` keep bytes that are no text from it.

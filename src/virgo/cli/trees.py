@@ -79,13 +79,8 @@ def tree(path: Annotated[str, RemotePath] = "/", as_json: Json = False, _home: H
         return
     render.say(render.printable(path))
     for shape, entry in found:
-        name = render.printable(entry["name"].rpartition("/")[2])
-        size = (
-            f"  {render.size(entry['size'])}"
-            if entry["type"] == "file"
-            else "/" * (entry["type"] == "directory")
-        )
-        render.say(f"{shape}{name}{size}")
+        tail = {"file": f"  {render.size(entry['size'])}", "directory": "/"}.get(entry["type"], "")
+        render.say(f"{shape}{render.printable(entry['name'].rpartition('/')[2])}{tail}")
     if len(found) >= _TREE_ENTRIES_MAX:
         render.note(f"only the first {_TREE_ENTRIES_MAX} are shown; `virgo ls` lists one directory whole")
 

@@ -114,8 +114,8 @@ def by_descriptor(file: int) -> str:
 def open_again(file: int, flags: int) -> int:
     """Open the file of a descriptor anew; for reading too if it is to be written, where that is allowed.
 
-    A descriptor serves all programs that have the file open, and who only writes may be the first of them. What is
-    no file of data is not waited for.
+    A descriptor serves all programs that have the file open, and who only writes may be the first of them.
+    What is no file of data is not waited for.
     """
     path = by_descriptor(file)
     flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

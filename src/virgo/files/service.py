@@ -60,6 +60,7 @@ class FilesModule:
         self._threads: ThreadPoolExecutor | None = None
         self._local: LocalFiles | None = None
         self._operations: Operations | None = None
+        self._acts: Acts | None = None
         self._forwarded = 0
 
     def __repr__(self) -> str:
@@ -89,7 +90,7 @@ class FilesModule:
             run=self._run,
         )
         self._local = local
-        self._acts = Acts(local, keeps_owners=os.geteuid() == 0, umask=umask_of(os.getpid()))
+        self._acts = Acts(local, keeps_owners=_keeps_owners(), umask=umask_of(os.getpid()))
         self._node.spawn(self._expire(local.table), name="expire descriptors")
 
     async def _expire(self, table: DescriptorTable) -> None:
@@ -345,11 +346,12 @@ class FilesModule:
 
     async def _act(self, _session: Session, request: list[bytes]) -> Any:
         root, act = args.text(request[1], "root"), args.text(request[2], "act")
+        assert self._acts is not None, "commands are served while the module is up"
         return await self._run(self._acts.run, root, act, request[3])
 
     def _shown(self, _session: Session, _request: list[bytes]) -> bytes:
         directories, read_only = self._roots()
-        keeps = os.geteuid() == 0
+        keeps = _keeps_owners()
         return msgspec.json.encode(
             [
                 Root(self._node.name, name, directory, read_only=name in read_only, keeps_owners=keeps)
@@ -387,6 +389,11 @@ class FilesModule:
             **{name: str(directory) for name, directory in exported.items()},
         }
         return directories, config.read_only
+
+
+def _keeps_owners() -> bool:
+    """Whether this process may give files away; else all of them are its user's."""
+    return os.geteuid() == 0
 
 
 def _path(data: bytes) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,25 @@ def _exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def spawn(module: str, environment: dict[str, str], log: Path) -> int:
+    """Start a module as a program in a session of its own, that writes to a log; its pid.
+
+    Who waits for it does so by `os.waitpid`: it is not ours to end, so no Popen holds it.
+    """
+    command = [sys.executable, "-m", module]
+    return os.posix_spawn(
+        command[0],
+        command,
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
 
 
 def umask_of(pid: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 
 from virgo.errors import DiskFull, NotLoaded, NotRunning, VirgoError, from_line
 from virgo.home import log_file, read_record, record_path, run_directory, socket_path
-from virgo.kernel.process import ProcessMark, terminate
+from virgo.kernel.process import ProcessMark, spawn, terminate
 from virgo.limits import NODE_START_S, NODE_STOP_S, START_ROOM_BYTES
 from virgo.members import Member
 from virgo.wire.address import Address
@@ -103,7 +102,7 @@ def start_detached(
         "VIRGO_HOME": str(home),
         "VIRGO_UP": msgspec.json.encode(options).decode(),
     }
-    pid = _spawn(environment, log_file(home, RECORD))
+    pid = spawn("virgo.node.supervisor", environment, log_file(home, RECORD))
     try:
         _await_serving(home, options, pid, progress)
     except KeyboardInterrupt:  # who gives up the wait does not want the cloud either
@@ -149,22 +148,6 @@ def _await_serving(home: Path, options: UpOptions, pid: int, progress: Callable[
     os.kill(pid, signal.SIGTERM)
     raise NotRunning(
         f"the nodes do not serve after {2 * NODE_START_S:g} s", hint=f"The logs are in {home / 'log'}."
-    )
-
-
-def _spawn(environment: dict[str, str], log: Path) -> int:
-    """Start a supervisor in a session of its own. It is not ours to wait for, so no Popen holds it."""
-    command = [sys.executable, "-m", "virgo.node.supervisor"]
-    return os.posix_spawn(
-        command[0],
-        command,
-        environment,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsid=True,
     )
 
 

@@ -19,7 +19,7 @@ from virgo.errors import DeadlineExceeded, NodeLost, NoNode, NotRunning
 from virgo.limits import REQUEST_DEADLINE_S
 from virgo.members import Member
 from virgo.wire.aclient import AsyncClient, AsyncConnection
-from virgo.wire.address import Address
+from virgo.wire.address import Address, of_member
 from virgo.wire.client import failure, pack
 
 
@@ -112,15 +112,13 @@ class Peers:
         return client
 
     def _address(self, member: Member) -> Address:
-        if member.socket and member.machine == self._machine:
-            return Address(path=member.socket)
-        port = next(iter(member.ports.values()), 0)
-        if not member.address or not port:
+        address = of_member(member, self._machine)
+        if address is None:
             raise NodeLost(
                 f"node {member.name} cannot be reached from this machine",
                 hint="Start it with --bind ADDRESS and certificates from `virgo ca issue`.",
             )
-        return Address(host=member.address, port=port, tls=True)
+        return address
 
 
 def _limit(timeout_s: float | None) -> float | None:

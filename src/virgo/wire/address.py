@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from virgo.errors import BadArgument, WrongType
+from virgo.members import Member
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -28,6 +29,18 @@ class Address:
     def loopback(self) -> bool:
         """Whether it can be reached from this machine only."""
         return bool(self.path) or self.host in LOOPBACK or self.host.startswith("127.")
+
+
+def of_member(member: Member, machine: str) -> Address | None:
+    """Where a node is reached from a machine: its socket there, else any of its ports, by TLS.
+
+    Returns:
+        None if it listens to no other machine.
+    """
+    if member.socket and member.machine == machine:
+        return Address(path=member.socket)
+    port = next(iter(member.ports.values()), 0)
+    return Address(host=member.address, port=port, tls=True) if member.address and port else None
 
 
 def parse(text: str, *, default_port: int = 0) -> Address:

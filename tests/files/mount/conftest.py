@@ -6,6 +6,7 @@ mount is made of (the protocol, the table, acts on another node) is tested witho
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -87,17 +88,22 @@ def mounted(
 
 @pytest.fixture(scope="session")
 def cloud2(can_mount: None) -> Iterator[RunningCloud]:
-    """Two nodes, n1 with an export that is read-only and one that is not; do not kill them."""
+    """Two nodes, each with exports: one that is read-only, one on a small disk. Do not kill them."""
     with tempfile.TemporaryDirectory(prefix="virgo-exports-") as directory:
-        for name in ("data", "fixed"):
-            (Path(directory) / name).mkdir()
+        exports = {name: str(Path(directory) / name) for name in ("data", "fixed", "small")}
+        for path in exports.values():
+            Path(path).mkdir()
         (Path(directory) / "fixed" / "file").write_text("fixed")
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", exports["small"]], check=True)
         environment = {
-            "VIRGO_FILES_EXPORTS": f'{{"data": "{directory}/data", "fixed": "{directory}/fixed"}}',
+            "VIRGO_FILES_EXPORTS": json.dumps(exports),
             "VIRGO_FILES_READ_ONLY": '["fixed"]',
         }
-        with a_cloud(2, environment=environment) as cloud:
-            yield cloud
+        try:
+            with a_cloud(2, environment=environment) as cloud:
+                yield cloud
+        finally:
+            subprocess.run(["umount", "--lazy", exports["small"]], check=True)
 
 
 @pytest.fixture(scope="session")

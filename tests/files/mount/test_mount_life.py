@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from tests.conftest import RunningCloud, a_cloud
 from tests.files.mount.conftest import Mounted, mounted
-from tests.files.mount.test_mount_posix import opened, refused
+from tests.files.mount.test_mount_posix import NOBODY, opened, refused
 from tests.waiting import until
 
 from virgo import config as configuration
 from virgo.errors import BadConfig, FileRefused, NotRunning, VirgoError
 from virgo.files.mount import control
 from virgo.kernel.process import ProcessMark
+from virgo.limits import MOUNT_VALID_S, MOUNT_WORKER_LIFE_S
 
 BOUND_S = 5.0  # within which whoever asks a lost node is told
 
@@ -168,6 +169,66 @@ def test_who_opens_sees_what_was_closed_elsewhere(cloud2: RunningCloud, mount: M
                 assert file.read() == b"%d" % turn * size
 
 
+APPENDS = """
+import sys
+for number in range(200):
+    with open(sys.argv[1], "a") as file:
+        file.write(f"{sys.argv[2]} {number}\\n")
+"""
+
+
+def test_two_nodes_append_to_one_file(cloud2: RunningCloud, mount: Mounted) -> None:
+    """Every line of both is there once and whole, though both write at once."""
+    with mounted(cloud2, afar=("n1",)) as other:
+        log = mount.place / "n1" / "log"
+        log.touch()
+        writers = [
+            subprocess.Popen([sys.executable, "-c", APPENDS, place / "n1" / "log", name])
+            for place, name in ((mount.place, "here"), (other.place, "there"))
+        ]
+        assert [writer.wait(60) for writer in writers] == [0, 0]
+        wanted = sorted(f"{name} {number}" for name in ("here", "there") for number in range(200))
+        assert sorted((mount.beneath("n1") / "log").read_text().splitlines()) == wanted
+        for place in (mount.place, other.place):
+            assert sorted((place / "n1" / "log").read_text().splitlines()) == wanted
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])
+@pytest.mark.parametrize("which", ["mount", "served"])
+def test_a_full_disk_is_an_error_and_nothing_is_lost_in_silence(
+    which: str, node: str, request: pytest.FixtureRequest
+) -> None:
+    """ENOSPC to who writes; what was counted as written is there, and once there is room it goes on."""
+    file = request.getfixturevalue(which).place / node / "small" / f"{which}-{node}"
+    written = 0
+    with file.open("wb", buffering=0) as sink, refused(errno.ENOSPC):
+        while True:
+            written += sink.write(b"x" * 100_000)
+    assert file.read_bytes()[:written] == b"x" * written
+    assert written > 500_000
+    file.write_bytes(b"there is room again")
+    assert file.read_bytes() == b"there is room again"
+    file.unlink()
+
+
+def test_files_of_a_node_that_is_not_root_are_its_users(can_mount: None, tmp_path: Path) -> None:
+    """Also if root has mounted them: else the node could not read what is made below the mount."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    directory, place = tmp_path / "files", tmp_path / "cloud"
+    directory.mkdir()
+    os.chown(directory, NOBODY, NOBODY)
+    root = control.Root("n1", "", str(directory), keeps_owners=False)
+    control.start(tmp_path, control.Options(str(place), [root]))
+    try:
+        (place / "n1" / "file").touch()
+        (place / "n1" / "sub").mkdir()
+        made = [(directory / name).stat() for name in ("file", "sub")]
+        assert [(status.st_uid, status.st_gid) for status in made] == [(NOBODY, NOBODY)] * 2
+    finally:
+        control.stop(tmp_path, place, force=True)
+
+
 @pytest.mark.parametrize("fault", ["stopped", "killed"])
 def test_a_lost_node_is_an_error_in_bounded_time_and_comes_back(shaky: Mounted, fault: str) -> None:
     """EHOSTDOWN, for what is open too; the files of other nodes go on; afterwards all is as before."""
@@ -191,7 +252,7 @@ def test_a_lost_node_is_an_error_in_bounded_time_and_comes_back(shaky: Mounted, 
                     except OSError as error:
                         assert error.errno == errno.EHOSTDOWN
                 else:
-                    time.sleep(1.1)  # what the kernel was told is true no more
+                    time.sleep(MOUNT_VALID_S + 0.1)  # what the kernel was told is true no more
                     begun = time.monotonic()
                     with refused(errno.EHOSTDOWN):
                         attempt()
@@ -201,13 +262,7 @@ def test_a_lost_node_is_an_error_in_bounded_time_and_comes_back(shaky: Mounted, 
             if fault == "stopped":
                 os.kill(pid, signal.SIGCONT)
 
-        def back() -> bool:
-            try:
-                return file.read_text() == "content"
-            except OSError:
-                return False
-
-        until(back, within_s=20)
+        until(lambda: _reads(file, "content"))
         held.seek(0)
         assert held.read() == b"content"
 
@@ -217,7 +272,7 @@ def test_a_killed_worker_is_replaced(shaky: Mounted) -> None:
     file = shaky.place / "n1" / "file"
     file.write_bytes(b"content")
     with file.open("r+b", buffering=0) as held:
-        time.sleep(1.1)  # a worker that ends sooner is not started again
+        time.sleep(MOUNT_WORKER_LIFE_S + 0.1)  # a worker that ends sooner is not started again
         first = processes(shaky)
         for pid in first:
             os.kill(pid, signal.SIGKILL)
@@ -386,7 +441,7 @@ def test_a_file_of_the_pool_on_a_lost_node_is_host_down(shaken: RunningCloud) ->
         pid = shaken.node("n2")["pid"]
         os.kill(pid, signal.SIGSTOP)
         try:
-            time.sleep(1.1)
+            time.sleep(MOUNT_VALID_S + 0.1)
             begun = time.monotonic()
             with refused(errno.EHOSTDOWN):
                 (pool / "on-n2").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -12,6 +13,7 @@ from virgo import config as configuration
 from virgo.errors import VirgoError
 from virgo.files.mount import control
 from virgo.files.mount.process import Options
+from virgo.home import write_record
 
 
 def main() -> int:
@@ -20,12 +22,12 @@ def main() -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     options = msgspec.json.decode(os.environ.pop(control.OPTIONS), type=Options)
-    tell = int(os.environ.pop(control.TELL))
+    failure = Path(os.environ.pop(control.FAILURE))
     try:
         control.run(configuration.home(), options)
     except VirgoError as error:
         logging.getLogger("virgo.files.mount").critical("%s", error)
-        os.write(tell, error.to_line().encode())
+        write_record(failure, {"error": error.to_line()})
         return 1
     return 0
 

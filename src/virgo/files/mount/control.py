@@ -7,8 +7,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -21,18 +19,18 @@ from virgo.errors import FileRefused, NodeLost, NotRunning, VirgoError, from_lin
 from virgo.files.mount import counters
 from virgo.files.mount.process import Keeper, Options, Peer, Record, check_place
 from virgo.files.roots import Root
-from virgo.home import log_file, read_record
+from virgo.home import log_file, mount_record_path, read_record
 from virgo.kernel.fuse import device
 from virgo.kernel.load import machine_id
-from virgo.kernel.process import ProcessMark, terminate
+from virgo.kernel.process import ProcessMark, spawn, terminate
 from virgo.limits import MOUNT_START_S, NODE_STOP_S
 from virgo.members import Member
-from virgo.wire.address import Address
+from virgo.wire.address import of_member
 from virgo.wire.client import Client
 from virgo.wire.tls import client_context
 
 OPTIONS: Final = "VIRGO_MOUNT"
-TELL: Final = "VIRGO_MOUNT_TELL"  # descriptor to which a failed start says why
+FAILURE: Final = "VIRGO_MOUNT_FAILURE"  # where a failed start says why
 _POLL_S: Final = 0.02
 
 
@@ -50,7 +48,7 @@ def survey(client: Client, config: Config, *, afar: Collection[str] = ()) -> tup
     roots: list[Root] = []
     peers: list[Peer] = []
     for member in msgspec.json.decode(client.execute("NODES"), type=list[Member]):
-        address = reach(member)
+        address = of_member(member, machine_id())
         if address is None:
             continue
         tls = client_context(config.home, config.security) if address.tls else None
@@ -63,26 +61,11 @@ def survey(client: Client, config: Config, *, afar: Collection[str] = ()) -> tup
     return roots, peers
 
 
-def reach(member: Member) -> Address | None:
-    """Where a node is reached: by its socket on this machine, else by TLS; None if it listens to nobody."""
-    if member.machine == machine_id() and member.socket:
-        return Address(path=member.socket)
-    port = member.ports.get("files", 0)
-    return Address(host=member.address, port=port, tls=True) if member.address and port else None
-
-
-def record_path(home: Path, place: Path) -> Path:
-    """Where the record of a mount is: under its path, with what cannot stand in a name written out."""
-    directory = home / "run" / "mounts"
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return directory / (str(place).strip("/").replace("%", "%25").replace("/", "%2F") + ".json")
-
-
 def run(home: Path, options: Options) -> None:
     """Mount in this process, until it is unmounted. Raises FileRefused."""
     place = Path(options.place)
     check_place(place)
-    Keeper(options, record_path(home, place)).run()
+    Keeper(options, mount_record_path(home, place)).run()
 
 
 def start(home: Path, options: Options) -> Record:
@@ -94,46 +77,34 @@ def start(home: Path, options: Options) -> Record:
     """
     place = Path(options.place)
     check_place(place)
-    log = log_file(home, "mount")
-    environment = {**os.environ, "VIRGO_HOME": str(home), OPTIONS: msgspec.json.encode(options).decode()}
-    reading, writing = os.pipe()
-    with log.open("ab") as output:
-        started = subprocess.Popen(
-            [sys.executable, "-m", "virgo.files.mount"],
-            env={**environment, TELL: str(writing)},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=[writing],
-            start_new_session=True,
-        )
-    os.close(writing)
-    try:
-        return _await(home, place, started, reading, log)
-    finally:
-        os.close(reading)
-        started.returncode = started.returncode or 0  # it is not ours to wait for
-
-
-def _await(home: Path, place: Path, started: subprocess.Popen[bytes], reading: int, log: Path) -> Record:
+    log, failure = log_file(home, "mount"), _failure_path(home, os.getpid())
+    words = msgspec.json.encode(options).decode()
+    environment = {**os.environ, "VIRGO_HOME": str(home), OPTIONS: words, FAILURE: str(failure)}
+    pid = spawn("virgo.files.mount", environment, log)
     deadline = time.monotonic() + MOUNT_START_S
     while time.monotonic() < deadline:
         record = find(home, place)
-        if record is not None and record.process["pid"] == started.pid:
+        if record is not None and record.process["pid"] == pid:
             return record
-        if started.poll() is not None:
-            said = os.read(reading, 65_536).decode("utf-8", "replace")
-            if said:
-                raise from_line(said)
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            reason = read_record(failure)
+            failure.unlink(missing_ok=True)
+            if reason:
+                raise from_line(str(reason["error"]))
             raise NotRunning(f"the mount of {place} ended at its start", hint=f"Its log is {log}.")
         time.sleep(_POLL_S)
-    started.send_signal(signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)
     raise NotRunning(f"{place} does not answer after {MOUNT_START_S:g} s", hint=f"The log is {log}.")
+
+
+def _failure_path(home: Path, pid: int) -> Path:
+    """Where a mount that the process of that pid has started says why it cannot be."""
+    return mount_record_path(home, Path(f"{pid}.failure")).with_suffix("")
 
 
 def find(home: Path, place: Path) -> Record | None:
     """The mount of a place, if one of this home is alive there."""
-    found = read_record(record_path(home, place))
+    found = read_record(mount_record_path(home, place))
     if found is None:
         return None
     record = msgspec.convert(found, Record)
@@ -180,10 +151,10 @@ def stop(home: Path, place: Path, *, force: bool = False) -> None:
             with contextlib.suppress(VirgoError):
                 mark.signal(signal.SIGTERM)
         _await_end(mark)
-    left = read_record(record_path(home, place))
+    left = read_record(mount_record_path(home, place))
     if left is not None:  # who looked after it was killed, and could not tidy up
         shutil.rmtree(left["state_directory"], ignore_errors=True)
-        record_path(home, place).unlink(missing_ok=True)
+        mount_record_path(home, place).unlink(missing_ok=True)
 
 
 def _await_end(mark: ProcessMark) -> None:

@@ -240,12 +240,12 @@ def _refuse() -> NoReturn:
 
 def _directory(path: bytes) -> Found:
     """A directory of the pool: the same wherever it lies."""
-    number = hashlib.blake2b(path.strip(b"/"), digest_size=8).digest()
+    digest = hashlib.blake2b(path.strip(b"/"), digest_size=16).digest()
     owner = (2, os.getuid(), os.getgid())
     attributes = protocol.ATTRIBUTES.pack(
-        *_INO.unpack(number), 0, 0, 0, 0, 0, 0, 0, 0, stat.S_IFDIR | 0o755, *owner, 0, 4096, 0
+        *_INO.unpack_from(digest), 0, 0, 0, 0, 0, 0, 0, 0, stat.S_IFDIR | 0o755, *owner, 0, 4096, 0
     )
-    return Found(_DIRECTORY + hashlib.blake2b(path.strip(b"/"), digest_size=16).digest(), attributes)
+    return Found(_DIRECTORY + digest, attributes)
 
 
 def _numbered(number: int, found: Found) -> Found:
