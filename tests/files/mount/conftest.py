@@ -55,6 +55,11 @@ class Mounted:
         assert found is not None
         return found
 
+    def workers(self) -> list[int]:
+        """The processes that answer the kernel."""
+        keeper = self.record.process["pid"]
+        return [int(pid) for pid in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()]
+
     def upcalls(self, *operations: str) -> int:
         """How often the kernel has asked for these operations."""
         counted = control.stats(self.record)["upcalls"]

@@ -1,4 +1,4 @@
-"""What a file system shows below one directory, whoever has the files: `LocalTree` or `RemoteTree`.
+"""What a file system shows below one directory, whoever has the files: `LocalTree`, `RemoteTree`, `PoolTree`.
 
 Nodes are the kernel's numbers (see `table`); attributes are packed as the kernel takes them. Every method
 may wait for a disk or another machine, runs in any thread, and raises `OSError` or an error of the cloud,
